@@ -1,7 +1,7 @@
 """Command-line options for models, which several commands share."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import tyro
 
@@ -9,7 +9,7 @@ from tsi.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tsi.experiments.tasks.task import Split, Task
-    from tsi.experiments.worlds.embedded_world import Encoder
+    from tsi.experiments.worlds.language_policy import Encoder
     from tsi.experiments.worlds.world import World
     from tsi.problem import Problem
 
@@ -89,6 +89,8 @@ class ModelOptions(NamedTuple):
         served_together: send all rows of a step in one request; the server then chooses
             the random numbers, and the run cannot be repeated.
         served_price: price of a million generated tokens, for the forecast.
+        served_read_price: price of a million tokens that the server reads, prompts and
+            a judge's texts among them; by default that of generated tokens.
     """
 
     temperature: float | None = None
@@ -115,6 +117,7 @@ class ModelOptions(NamedTuple):
     served_tokenizer: str | None = None
     served_together: bool = False
     served_price: float | None = None
+    served_read_price: float | None = None
 
     def world(
         self,
@@ -147,9 +150,12 @@ class ModelOptions(NamedTuple):
         )
         from tsi.experiments.worlds.step_ends import step_ends
 
+        switches = parse_switches(self.template_switch)
         if (self.policy or "").startswith("served:"):
-            return self._served_world(task, problems, split)
-        for name in ("served_tokenizer", "served_together", "served_price"):
+            return self._served_world(
+                task, problems, split, encoder or prompt_encoder, switches
+            )
+        for name in (name for name in self._fields if name.startswith("served_")):
             if getattr(self, name) != ModelOptions._field_defaults[name]:
                 option = name.replace("_", "-")
                 raise ConfigurationError(
@@ -179,14 +185,19 @@ class ModelOptions(NamedTuple):
             weights=self.weights,
             cache_dtype=self.cache_dtype,
             model_parallel=self.model_parallel,
-            template_switches=parse_switches(self.template_switch),
+            template_switches=switches,
             shapes_only=shapes_only,
             split=split,
             encoder=encoder or prompt_encoder,
         )
 
     def _served_world(
-        self, task: "Task", problems: "int | Sequence[Problem] | None", split: "Split"
+        self,
+        task: "Task",
+        problems: "int | Sequence[Problem] | None",
+        split: "Split",
+        encoder: "Encoder",
+        switches: Mapping[str, Any],
     ) -> "World":
         """The world of a policy behind a server.
 
@@ -197,26 +208,32 @@ class ModelOptions(NamedTuple):
         from tsi.experiments.worlds.served_world import Served, served_world
         from tsi.experiments.worlds.step_ends import step_ends
 
-        local = (
-            *("cache_dtype", "model_parallel", "model_sampling", "template_switch"),
-        )
-        for name in local:
+        for name in ("cache_dtype", "model_parallel", "model_sampling"):
             if getattr(self, name) != ModelOptions._field_defaults[name]:
                 option = name.replace("_", "-")
                 raise ConfigurationError(
                     f"--{option} is for models in this process, and the policy is "
                     "behind a server; leave it out."
                 )
-        if self.served_price is not None and not 0 <= self.served_price < float("inf"):
+        price, read_price = self.served_price, self.served_read_price
+        for value in (price, read_price):
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigurationError(
+                    f"The price must be a number of at least 0, not {value}."
+                )
+        if price is None and read_price is not None:
             raise ConfigurationError(
-                f"The price must be a number of at least 0, not {self.served_price}."
+                "--served-read-price needs the price of generated tokens too; add "
+                "--served-price, which may be 0."
             )
         served = Served(
             (self.policy or "").removeprefix("served:"),
             self.served_tokenizer,
             self.served_together,
             self.max_rows,
-            self.served_price,
+            price,
+            read_price,
+            switches,
         )
         return served_world(
             task,
@@ -238,6 +255,7 @@ class ModelOptions(NamedTuple):
                 forced_end_tokens=self.forced_end_tokens,
             ),
             split=split,
+            encoder=encoder,
         )
 
 

@@ -51,9 +51,9 @@ class ScriptedServer:
         top_k: truncation that applies unasked.
         ignores_seeds: whether every request is drawn anew.
         drawn: tokens that were drawn so far.
-        hidden: ids after which a character is incomplete, in llama.cpp's dialect.
-        num_named: likeliest tokens that vLLM's dialect names; None if it names the ids
-            that are asked for, as newer versions do.
+        reports_cache: whether vLLM's dialect reports tokens from its cache.
+        hidden: ids after which llama.cpp's dialect has an incomplete character.
+        num_named: likeliest tokens that vLLM's dialect names; None for those asked for.
         scores: of vLLM's reward models: ids and whether an activation is applied, to
             a row of numbers per token.
 
@@ -71,7 +71,7 @@ class ScriptedServer:
         self.faults: Iterator[Fault | None] = iter(())
         self.top_k, self.ignores_seeds = 0, False
         self.hidden: Collection[int] = ()
-        self.drawn = 0
+        self.drawn, self.reports_cache = 0, True
         self.context = 4096
         self.num_named: int | None = None
         self.scores: Callable[[list[int], bool], list[list[float]]] | None = None
@@ -319,7 +319,7 @@ class ScriptedServer:
             "choices": choices,
             "usage": {
                 "prompt_tokens": sum(map(len, prompts)),
-                "prompt_tokens_details": {"cached_tokens": 1},
+                "prompt_tokens_details": {"cached_tokens": int(self.reports_cache)},
             },
         }
 

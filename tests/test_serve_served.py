@@ -2,6 +2,7 @@
 
 import pytest
 from aiohttp import web
+from scripted_chain import tokens_of
 from scripted_server import ScriptedServer
 from serving import HOST, chat, events_of
 from starlette.testclient import TestClient
@@ -9,9 +10,12 @@ from starlette.testclient import TestClient
 from tsi.experiments.model_options import ModelOptions
 from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.serving.app import make_app
+from tsi.experiments.serving.conversation import Conversation
 from tsi.experiments.serving.engine_worker import EngineWorker
 from tsi.experiments.serving.limits import Limits
 from tsi.experiments.serving.load_service import load_service
+from tsi.experiments.worlds import served_world
+from tsi.serving.served_reward import served_reward
 
 LIMITS = {"max_steps": 3, "max_step_tokens": 4, "max_tokens": 9}
 
@@ -22,23 +26,61 @@ def server():
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(server):
+def service_over(server, **limits):
     models = ModelOptions(
         policy=f"served:{server.url}", reward="mean-log-prob", delimiter=("\n",)
     )
-    service = load_service(
+    return load_service(
         ProblemOptions(**LIMITS),
         models.world,
         has_policy=True,
         method="smc",
         budget=4,
         model_name="tiny",
-        limits=Limits(max_prompt_tokens=64),
+        limits=Limits(**{"max_prompt_tokens": 64, **limits}),
     )
+
+
+def client_of(service):
     worker = EngineWorker(service.world, 4)
-    with TestClient(make_app(service, worker), base_url=HOST) as client:
+    return TestClient(make_app(service, worker), base_url=HOST)
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with client_of(service_over(server)) as client:
         yield client
+
+
+@pytest.fixture
+def chat_server():
+    """A server of a chat model, and the chats that it has rendered."""
+    with ScriptedServer("vLLM") as server:
+        right, server.chats = server.answer, []
+
+        def answer(path, body):
+            if path == "/tokenize" and "messages" in body:
+                server.chats.append(body["messages"])
+                return {"tokens": rendered(body["messages"])}
+            if path == "/tokenize" and body.get("return_token_strs"):
+                return {"tokens": [], "token_strs": list(body["prompt"])}
+            return right(path, body)
+
+        server.answer = answer
+        yield server
+
+
+def rendered(messages):
+    """A template that writes a "+" after each message."""
+    return [0, *(id for m in messages for id in (*tokens_of(m["content"]), 3))]
+
+
+CHAT = [
+    {"role": "system", "content": "22"},
+    {"role": "user", "content": "1"},
+    {"role": "assistant", "content": "2+"},
+    {"role": "user", "content": "1+1"},
+]
 
 
 def question(text="1+1", **fields):
@@ -81,3 +123,28 @@ def test_an_error_of_the_other_server_is_a_sentence_and_passes(client, server):
     assert reply.json()["error"]["code"] == "policy_failed"
     assert "127.0.0.1" not in reply.text
     assert chat(client, question(seed=1)).status_code == 200
+
+
+def test_a_conversation_reaches_the_other_server_as_turns(chat_server, monkeypatch):
+    given = []
+
+    def keep_settings(name, policy, settings):
+        given.append(settings)
+        return served_reward(name, policy, settings)
+
+    monkeypatch.setattr(served_world, "served_reward", keep_settings)
+    service = service_over(chat_server)
+    with client_of(service) as client:
+        chat_server.requests.clear()
+        reply = chat(client, {"model": "tiny", "messages": CHAT, "seed": 1}).json()
+    assert CHAT in chat_server.chats
+    assert all("\x1e" not in m["content"] for c in chat_server.chats for m in c)
+    prompt = rendered(CHAT)
+    assert reply["usage"]["prompt_tokens"] == len(prompt)
+    sent = [body["prompt"] for _, body in chat_server.requests]
+    assert sent
+    assert all(ids[: len(prompt)] == prompt for ids in sent)
+    # What judges and reward models read.
+    conversation = Conversation("1+1", "22", (("1", "2+"),)).text()
+    assert given[0].encode(conversation) == prompt
+    assert given[0].prompt_tokens >= 64

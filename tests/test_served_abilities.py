@@ -11,6 +11,7 @@ from scripted_server import ScriptedServer
 from served_faults import (
     LIMITS,
     PROBLEMS,
+    SHORT,
     client_of,
     engine_over,
     extract,
@@ -21,6 +22,7 @@ from served_faults import (
 
 from tsi.errors import CapabilityError, ServerError
 from tsi.experiments.scaling.methods import METHODS, get_method, sampler_of
+from tsi.serving.connect import has_template
 from tsi.serving.good_turing import kept_mass_is_one
 from tsi.serving.identify import identify
 from tsi.serving.probe import NUM_DRAWS, meaning_of, measure
@@ -124,6 +126,47 @@ def test_a_server_that_is_busy_is_not_taken_for_another(failures):
         else:
             with pytest.raises(ServerError, match="status 503"):
                 client.call(identify(client))
+
+
+def busy_at(server, path, failures, code=503):
+    """Let a server fail at some of its requests: at that path, with that status."""
+    right, busy = server.answer, iter([True] * failures)
+
+    def answer(own_path, body):
+        asked = own_path == path or path in (body or ())
+        if asked and next(busy, False):
+            raise {503: web.HTTPServiceUnavailable, 400: web.HTTPBadRequest}[code]
+        return right(own_path, body)
+
+    server.answer = answer
+
+
+@pytest.mark.parametrize(("failures", "code"), [(9, 503), (9999, 503), (9999, 400)])
+def test_a_busy_server_is_not_taken_for_one_without_a_template(failures, code):
+    with ScriptedServer("vLLM") as server:
+        busy_at(server, "messages", failures, code)
+        patience = SHORT._replace(total=0.2)
+        with client_of(server, **patience._asdict()) as client:
+            if failures == 9:
+                assert client.call(has_template(client, "tiny"))
+            elif code == 400:
+                assert not client.call(has_template(client, "tiny"))
+            else:
+                with pytest.raises(ServerError, match="status 503"):
+                    client.call(has_template(client, "tiny"))
+
+
+@pytest.mark.parametrize("failures", [2, 9999])
+def test_a_busy_server_is_not_taken_for_one_that_reads_no_prompts(failures):
+    with ScriptedServer("vLLM") as server, client_of(server, total=0.2) as client:
+        identity = client.call(identify(client))
+        busy_at(server, "prompt_logprobs", failures)
+        work = measure(client, identity, PROMPT, TEXT)
+        if failures == 2:
+            assert client.call(work).reads_prompts
+        else:
+            with pytest.raises(ServerError, match="status 503"):
+                client.call(work)
 
 
 def frequencies(probabilities, kept, runs, seed):

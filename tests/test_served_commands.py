@@ -59,11 +59,12 @@ def test_scale_runs_resumes_and_reports(server, problems, tmp_path, capsys):
 
 
 def test_a_dry_run_names_steps_tokens_and_price(server, problems, tmp_path, capsys):
-    more = ("--dry-run", "--served-price", "2.5")
+    more = ("--dry-run", "--served-price", "2.5", "--served-read-price", "1")
     assert main(scale(server, problems, tmp_path / "dry", *more)) == 0
     text = capsys.readouterr().out
     assert "12 rollouts over served:" in text
-    assert "at 2.5 per million" in text
+    assert "at 2.5 per million generated and 1 read" in text
+    assert "tokens read to draw steps (beyond its cache)" in text
     assert "Nothing has been run or written." in text
     assert not (tmp_path / "dry").exists()
 
@@ -87,6 +88,8 @@ def test_solve_shows_the_posterior(server, problems, capsys):
         (("--reward", "judge-of-judges"), "There is no model named"),
         (("--method", "power_sampling", "--temperature", "0.5"), ""),
         (("--served-price", "-1"), "at least 0"),
+        (("--served-price", "1", "--served-read-price", "nan"), "at least 0"),
+        (("--served-read-price", "1"), "needs the price of generated tokens"),
     ],
 )
 def test_what_a_server_cannot_do_is_refused(server, problems, capsys, more, sentence):

@@ -1,6 +1,7 @@
 """Servers that fail, restart, refuse, or end in the middle of a run."""
 
 import asyncio
+import email.utils
 import itertools
 import logging
 import os
@@ -226,10 +227,26 @@ def test_a_pause_without_end_is_not_kept(vllm):
         ("0.5", 0.5),
         *((text, None) for text in ("-1", "nan", "inf", "", None)),
         ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", None),
     ],
 )
-def test_only_seconds_are_read_from_a_pause(header, seconds):
+def test_seconds_are_read_from_a_pause(header, seconds):
     assert seconds_of(header) == seconds
+
+
+def test_a_date_is_a_pause_by_the_servers_own_clock(vllm):
+    due, sent = "Wed, 21 Oct 2015 07:28:09 GMT", "Wed, 21 Oct 2015 07:28:00 GMT"
+    assert seconds_of(due, sent) == 9.0
+    assert seconds_of(due, due) is None
+    assert seconds_of(due.removesuffix(" GMT"), sent) == 9.0
+    in_an_hour = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    assert 3590 < seconds_of(in_an_hour, "nonsense") <= 3600
+    vllm.faults = iter([status(429, **{"Retry-After": due, "Date": sent})] * 2)
+    with client_of(vllm, total=0.5) as client:
+        began = time.monotonic()
+        with pytest.raises(ServerError, match="429"):
+            client.call(client.post(PATH, ASK))
+        assert time.monotonic() - began > 0.5
 
 
 def test_a_deadline_ends_an_attempt(vllm):

@@ -11,13 +11,15 @@ import pytest
 import reading_rewards as kinds
 import tiny_language as tiny
 from scripted_server import ScriptedServer
-from served_faults import BRIEF, row_of
+from served_faults import BRIEF, policy_of, row_of
 
 from tsi.errors import ConfigurationError, ServerError
+from tsi.experiments.worlds.served_world import reward_settings
 from tsi.loading.model_checks import load_model
 from tsi.models.decoder import RewardModel
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
+from tsi.reasoning.limits import SolutionLimits
 from tsi.serving.address import Address
 from tsi.serving.choice import choice_of
 from tsi.serving.client import Client
@@ -25,6 +27,7 @@ from tsi.serving.local_rendering import IdRenderer, TextRenderer
 from tsi.serving.local_scorer import LocalScorer
 from tsi.serving.reading_slots import bytes_per_slot
 from tsi.serving.served_prm import ChosenMarks, PooledMarks, ServedPrm
+from tsi.serving.served_reward import RewardSettings, served_reward
 
 # Reward models behind a server
 
@@ -84,6 +87,23 @@ def test_a_served_reward_model_scores_as_on_this_machine(name, ignores):
         size = len(reward.format.render("hello", ["".join(STEPS[2])], False).tokens)
         assert found[2].tokens_read == size
         client.close()
+
+
+def test_a_served_reward_model_is_named_without_its_address(tmp_path):
+    kinds.tokenizer().save(tmp_path)
+    limits = SolutionLimits(3, 3, 6)
+    with ScriptedServer("vLLM") as server:
+        server.scores = lambda ids, on: [[0.5 + on, 2.0]] * len(ids)
+        policy = policy_of(server)
+        name = f"served-prm:{server.url},format=qwen,tokenizer={tmp_path}"
+        prm = served_reward(name, policy, RewardSettings(limits, patience=BRIEF))
+        assert prm.name == "served-prm:tiny,format=qwen"
+        assert reward_settings(prm, name, "last") == {
+            "reward": prm.name,
+            "reward_address": server.url,
+        }
+        prm.marks.client.close()
+        policy.client.close()
 
 
 def test_a_server_that_answers_at_separators_alone_is_understood():

@@ -28,6 +28,7 @@ from tsi.serving.connect import connect
 from tsi.serving.engine import ServedEngine
 from tsi.serving.identify import identify
 from tsi.serving.judge_question import judge_question
+from tsi.serving.llama_cpp import LlamaCpp
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.probe import measure
 from tsi.serving.scorer import HostScorer, NoScorer, Score
@@ -148,6 +149,18 @@ def test_an_answer_that_a_server_does_not_name_is_bounded_and_counted():
 def test_a_malformed_choice_is_refused(policy, reply):
     with pytest.raises(ServerError):
         policy.dialect.read_choice(reply, (1, 5))
+
+
+@pytest.mark.parametrize("timings", [None, {}, {"cache_n": None}, [], 3])
+def test_a_judges_reply_without_timings_has_no_cached_tokens(timings):
+    entry = {"top_probs": [{"id": 1, "prob": 0.6}, {"id": 5, "prob": 0.4}]}
+    reply = {
+        "completion_probabilities": [entry],
+        "tokens_evaluated": 7,
+        "timings": timings,
+    }
+    choice = LlamaCpp().read_choice(reply, (1, 5))
+    assert choice.tokens_read == 7
 
 
 class Templated(LocalSpelling):
@@ -282,8 +295,11 @@ def test_a_reward_that_a_server_cannot_have_is_refused(policy, name, error, sent
 
 def test_mean_log_prob_needs_the_models_own_distribution(policy):
     settings = SETTINGS._replace(controls=Controls(temperature=0.5))
-    with pytest.raises(CapabilityError, match="temperature 1"):
-        served_reward("mean-log-prob", policy, settings)
+    if policy.abilities.log_probs == "raw":
+        assert served_reward("mean-log-prob", policy, settings).needs_log_probs
+    else:
+        with pytest.raises(CapabilityError, match="temperature 1"):
+            served_reward("mean-log-prob", policy, settings)
 
 
 def test_solutions_for_text_servers_cannot_be_judged():

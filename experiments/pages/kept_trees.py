@@ -8,7 +8,7 @@ import numpy as np
 from tsi.experiments.files.places import Place, file_system
 from tsi.experiments.pages.tree_data import tree_of
 from tsi.experiments.scaling.curves import Rows
-from tsi.experiments.scaling.kept_particles import KeptRun
+from tsi.experiments.scaling.kept_particles import KeptRun, RunKey
 from tsi.experiments.scaling.particle_files import (
     particle_files,
     particles_place,
@@ -41,11 +41,12 @@ def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]
     budget = max(small, default=min(budgets))
     problems = set(_problems(rows, budget)[:max_problems])
     grades = _grades(rows)
-    return [
-        _tree(run, grades[run.key.problem])
-        for run in read_particles(place)
-        if run.key.problem in problems and run.key.num_particles == budget
-    ]
+    runs: dict[RunKey, KeptRun] = {}
+    for run in read_particles(place):
+        if run.key.problem in problems and run.key.num_particles == budget:
+            # Of a run that was repeated and has drawn other texts, the first.
+            runs.setdefault(run.key, run)
+    return [_tree(run, grades[key.problem]) for key, run in runs.items()]
 
 
 def has_particles(place: Place) -> bool:

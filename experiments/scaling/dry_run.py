@@ -114,7 +114,7 @@ def runs_of(
     finished_cells = known_cells(
         path,
         world.settings,
-        MethodSettings(world.max_steps),
+        MethodSettings(world.max_steps, is_served=world.is_served),
         continue_anyway=continue_anyway,
     )
     return [

@@ -8,8 +8,9 @@ not finite are the texts "nan", "inf" and "-inf". Records are checked when they 
 read, because a file may have been edited, or be another program's.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -89,6 +90,20 @@ class KeptRun(NamedTuple):
     unanswered: float
     settings: dict[str, Any]
     steps: KeptSteps | None = None
+
+    @property
+    def texts_id(self) -> str:
+        """By which rows name this record; see `id_of_texts`."""
+        return id_of_texts(self.particles.texts)
+
+
+def id_of_texts(texts: Sequence[str]) -> str:
+    """The hash by which a row names the record that it was read off.
+
+    A run that is repeated need not draw the same texts, for example over a server
+    without seeds. If it does, rounding does not change the hash.
+    """
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()[:12]
 
 
 def record_of(

@@ -23,6 +23,8 @@ class Method(NamedTuple):
         temperature: of the policy, if the method fixes it; None for the run's own.
         proposal_temperature: factor on the policy's temperature at which tokens are
             drawn; weights are corrected for it. None to draw from the policy.
+        fixes_proposal: whether the proposal is a part of the method. Without it, the
+            method has the same target with the policy itself as the proposal.
         never_resamples: whether the sampler never resamples. All such methods share
             rollouts, and smaller budgets are the first particles of larger ones.
         reads_reward: False for a method whose answer does not depend on the reward.
@@ -37,11 +39,20 @@ class Method(NamedTuple):
     label: str
     temperature: float | None = None
     proposal_temperature: float | None = None
+    fixes_proposal: bool = False
     never_resamples: bool = False
     reads_reward: bool = True
     takes_max_steps: bool = False
     min_particles: int = 1
     rounds: Callable[[int], Rounds] | None = None
+
+    def proposal_over(self, is_served: bool) -> float | None:
+        """The factor `proposal_temperature` for a policy behind a server or here.
+
+        A server gives the probabilities of one distribution, so the policy proposes.
+        """
+        factor = self.proposal_temperature
+        return 1.0 if factor and is_served and not self.fixes_proposal else factor
 
     @property
     def is_deterministic(self) -> bool:
@@ -260,6 +271,7 @@ METHODS: dict[str, Method] = {
         {"alpha": 4.0, "variant": "released", "num_blocks": 4},
         "power sampling, released",
         proposal_temperature=0.25,
+        fixes_proposal=True,
         reads_reward=False,
         takes_max_steps=True,
         min_particles=8,
@@ -269,6 +281,7 @@ METHODS: dict[str, Method] = {
         {"alpha": 4.0, "variant": "printed", "num_blocks": 4},
         "power sampling, printed",
         proposal_temperature=0.25,
+        fixes_proposal=True,
         reads_reward=False,
         takes_max_steps=True,
         min_particles=8,

@@ -130,8 +130,16 @@ def expand_temperatures(
     return list(get_methods(expanded_names))
 
 
-def method_settings(name: str, max_steps: int) -> dict[str, Any]:
-    """Settings that rows of the method record in addition to those of the run."""
+def method_settings(
+    name: str, max_steps: int, *, is_served: bool = False
+) -> dict[str, Any]:
+    """Settings that a row of the method records besides the settings of the run.
+
+    Args:
+        name: of the method.
+        max_steps: the target's step limit.
+        is_served: whether the policy is behind a server.
+    """
     method = get_method(name)
     settings = dict(method.settings)
     if method.takes_max_steps:
@@ -139,8 +147,9 @@ def method_settings(name: str, max_steps: int) -> dict[str, Any]:
     recorded: dict[str, Any] = {"sampler": settings}
     if method.temperature is not None:
         recorded["temperature"] = method.temperature
-    if method.proposal_temperature is not None:
-        recorded["proposal_temperature"] = method.proposal_temperature
+    proposal = method.proposal_over(is_served)
+    if proposal is not None:
+        recorded["proposal_temperature"] = proposal
     return recorded
 
 
@@ -149,13 +158,14 @@ class MethodSettings(Mapping[str, dict[str, Any]]):
 
     Args:
         max_steps: the target's step limit.
+        is_served: whether the policy is behind a server.
     """
 
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
+    def __init__(self, max_steps: int, *, is_served: bool = False) -> None:
+        self.max_steps, self.is_served = max_steps, is_served
 
     def __getitem__(self, name: str) -> dict[str, Any]:
-        return method_settings(name, self.max_steps)
+        return method_settings(name, self.max_steps, is_served=self.is_served)
 
     def __iter__(self) -> Iterator[str]:
         return iter(METHODS)

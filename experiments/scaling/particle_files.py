@@ -8,7 +8,8 @@ object in the folder ``rows.particles``, and they stay there.
 
 A kill between the two writes leaves records without rows. These runs are repeated, with
 the same random numbers, and the file then has two records of them, equal up to
-rounding; a reader gets the first.
+rounding; a reader gets the first. If the texts differ, as over a server without seeds,
+a reader gets both, and rows name the texts that they were read off.
 """
 
 import contextlib
@@ -190,13 +191,14 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
 
     Args:
         place: of the file of rows; or one file of particles.
-        unique: leave out the second record of a run, which differs only by rounding.
+        unique: leave out the second record of a run with the same texts, which differs
+            by rounding alone.
 
     Raises:
         ResultsError: there are none, or a record is malformed; the message names file
             and line.
     """
-    seen: set[RunKey] = set()
+    seen: set[tuple[RunKey, str]] = set()
     is_missing = True
     for name, lines in _sources(place):
         is_missing = False
@@ -213,9 +215,10 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
                 if not isinstance(own_id, str) or own_id not in settings:
                     raise LineError("no line before it has its settings")
                 run = parse_record(record, settings[own_id])
-                if unique and run.key in seen:
+                identity = run.key, run.texts_id
+                if unique and identity in seen:
                     continue
-                seen.add(run.key)
+                seen.add(identity)
                 yield run
         except LineError as error:
             raise ResultsError(

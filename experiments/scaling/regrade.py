@@ -24,6 +24,7 @@ from tsi.experiments.scaling.results import no_rows
 from tsi.experiments.scaling.row_format import (
     SETTINGS,
     SETTINGS_ID,
+    TEXTS_ID,
     Cell,
     Line,
     id_of_settings,
@@ -123,9 +124,12 @@ def _fields_of(
         run = run._replace(problem=_with_answer(run.problem, answer))
         for line in by_run.get((run.key.method, run.key.seed, run.key.problem), ()):
             budget, size = line.cell.budget, run.key.num_particles
+            if line.row.get(TEXTS_ID, run.texts_id) != run.texts_id:
+                continue
             is_shared = get_method(line.cell.method).never_resamples
-            # The run of a row is the smallest that holds its rollouts; of two runs of
-            # one size, the rows are those of the second.
+            # The run of a row is the smallest that holds its rollouts. Rows of earlier
+            # versions do not name their texts: of two runs of one size, they are those
+            # of the second.
             fits = size >= budget if is_shared else size == budget
             if not fits or size > sizes.get(line.cell, size):
                 continue

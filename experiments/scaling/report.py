@@ -69,6 +69,14 @@ def row_notes(rows: Rows) -> list[str]:
             f"within {MIN_SPREAD} of each other: there the reward does not "
             "discriminate between particles."
         )
+    retokenized = [row.get("retokenized_steps") or 0 for row in rows.values()]
+    if any(retokenized):
+        notes.append(
+            f"At least {sum(retokenized):,} steps, in {sum(map(bool, retokenized)):,} "
+            f"of {len(rows):,} runs, are read by the server as other tokens than it "
+            "has drawn, since it takes text alone; a server that takes token ids "
+            "continues exactly."
+        )
     return notes
 
 

@@ -30,6 +30,8 @@ from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.methods import get_method
 
 SETTINGS_ID, SETTINGS = "settings_id", "settings"
+TEXTS_ID = "texts_id"
+"""Field of a row with the hash of the texts that it was read off, if they are kept."""
 
 
 class Cell(NamedTuple):
@@ -41,7 +43,7 @@ class Cell(NamedTuple):
     problem: int | str
 
 
-TEXTS = frozenset({"prompt", "answer"})
+TEXTS = frozenset({"prompt", "answer", TEXTS_ID})
 OPTIONAL_TEXTS = frozenset({"selected"})
 COUNTS = frozenset(
     {
@@ -60,6 +62,7 @@ COUNTS = frozenset(
         "reward_tokens",
         "sent_tokens",
         "cached_tokens",
+        "retokenized_steps",
     }
 )
 NUMBERS = frozenset(

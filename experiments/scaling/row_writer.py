@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from tsi.engine.interruption import delay_signals
-from tsi.experiments.scaling.kept_particles import Keep, record_of
+from tsi.experiments.scaling.kept_particles import Keep, id_of_texts, record_of
 from tsi.experiments.scaling.methods import method_settings
 from tsi.experiments.scaling.particle_files import ParticlesFile
 from tsi.experiments.scaling.plan import Batch
 from tsi.experiments.scaling.results import Cell, ResultsFile
+from tsi.experiments.scaling.row_format import TEXTS_ID
 from tsi.experiments.scaling.rows import rows_of
 from tsi.experiments.worlds.world import World
 from tsi.results.result import Result
@@ -69,8 +70,12 @@ class RowWriter:
                 )
                 for result in results
             ]
-            settings = method_settings(batch.source, world.max_steps)
+            settings = method_settings(
+                batch.source, world.max_steps, is_served=world.is_served
+            )
             self._particles.append(records, world.settings | settings)
+            names = {r["problem"]: id_of_texts(r["texts"]) for r in records}
+            rows = [(cell, row | {TEXTS_ID: names[cell.problem]}) for cell, row in rows]
         self._results.append(row for row in rows if row[0] in missing)
 
 

@@ -165,13 +165,17 @@ def outcome(
 
 
 def served_counts(ledger: Ledger) -> dict[str, int]:
-    """Tokens that were sent to a server, and those in its cache; empty without one."""
-    if not ledger.sent_tokens:
-        return {}
-    return {
-        "sent_tokens": ledger.sent_tokens,
-        "cached_tokens": ledger.cached_tokens,
-    }
+    """What a server was sent, found in its cache and reads anew; nothing without one.
+
+    A server that takes text alone does not say how many tokens it was sent.
+    """
+    counts: dict[str, int] = {}
+    if ledger.sent_tokens:
+        counts["sent_tokens"] = ledger.sent_tokens
+        counts["cached_tokens"] = ledger.cached_tokens
+    if ledger.retokenized_steps:
+        counts["retokenized_steps"] = ledger.retokenized_steps
+    return counts
 
 
 def round_finite(value: Any) -> float | None:

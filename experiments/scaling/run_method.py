@@ -55,9 +55,10 @@ def run_method(
         rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
         return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
-    if method.proposal_temperature is not None:
+    factor = method.proposal_over(world.is_served)
+    if factor is not None:
         base = world.settings["temperature"] if temperature is None else temperature
-        settings["proposal_temperature"] = base * method.proposal_temperature
+        settings["proposal_temperature"] = base * factor
     is_free = not (
         method.reads_reward or method.never_resamples or method.is_deterministic
     )

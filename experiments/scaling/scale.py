@@ -81,7 +81,8 @@ def run_plan(
         ResultsFile(
             path,
             world.settings,
-            MethodSettings(world.max_steps),  # of all, for rows of other plans
+            # Of all methods, for rows of other plans.
+            MethodSettings(world.max_steps, is_served=world.is_served),
             index=group.index,
             count=group.count,
             continue_anyway=continue_anyway,
@@ -159,7 +160,9 @@ def _particles_file(
 
 def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
     """What all processes of a run must agree on."""
-    settings = {k: v for k, v in world.settings.items() if k != "commit"}
+    # Each process has measured its server itself.
+    own = ("commit", "server_seeds")
+    settings = {k: v for k, v in world.settings.items() if k not in own}
     problems = [list(problem) for problem in sort_problems(world.problems)]
     return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
 

@@ -2,18 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tsi.engine.methods import plan_of
 from tsi.errors import CapabilityError, ConfigurationError
+from tsi.experiments.scaling.method_list import Method
 from tsi.experiments.scaling.methods import get_method, sampler_of
 from tsi.experiments.scaling.report import markdown
-from tsi.experiments.scaling.token_bounds import most_tokens
+from tsi.experiments.scaling.token_bounds import (
+    Reading,
+    longest_prefix,
+    most_tokens,
+    tokens_read,
+)
 from tsi.experiments.worlds.world import World
-from tsi.explore import check_needs
-from tsi.explorer import Explorer
+from tsi.serving.served_judge import ServedJudge
+from tsi.serving.served_prm import ServedPrm
 
-HEAD = ("", "N", "problems", "steps at most", "tokens at most")
+HEAD = (
+    *("", "N", "problems"),
+    *("steps at most", "tokens at most", "tokens read at most"),
+)
 
 
 def refusal_of(world: World, method: str, budget: int) -> str:
@@ -22,17 +31,61 @@ def refusal_of(world: World, method: str, budget: int) -> str:
     entry = get_method(method)
     sampler = sampler_of(method, world.max_steps)
     try:
-        if entry.proposal_temperature is not None:
-            raise CapabilityError(
-                f"{entry.label} proposes at another temperature, and a server gives "
-                "the probabilities of one."
-            )
-        if isinstance(sampler, Explorer):
-            check_needs(sampler, engine.policy.abilities.store(engine.controls))
+        if entry.fixes_proposal:
+            raise CapabilityError(fixed_proposal_refusal(entry))
+        controls = engine.controls.change(entry.temperature, None)
+        engine.check_needs(sampler, controls)
         engine.check_fits(sampler, budget)
     except (CapabilityError, ConfigurationError) as error:
         return str(error)
     return ""
+
+
+def fixed_proposal_refusal(method: Method) -> str:
+    """Why a method with a proposal of its own cannot run over a server."""
+    return (
+        f"{method.label} is a published procedure that proposes at another temperature "
+        "than the policy's, and a server gives the probabilities of one. Use "
+        "power_sampling, whose target is the same with every proposal."
+    )
+
+
+def reading_of(world: World) -> Reading:
+    """How the servers of a world read prompts, and a judge its texts.
+
+    A reward model behind a server has no question, and reads every text anew.
+    """
+    engine: Any = world.engine
+    scorer = engine.scorer
+    prompts = [len(engine.encode_problem(problem)) for problem in world.problems]
+    prompt = math.fsum(prompts) / max(len(prompts), 1)
+    reading = Reading(prompt, engine.policy.abilities.reuses_prompts)
+    if isinstance(scorer, ServedJudge):
+        is_cached = scorer.judge.abilities.reuses_prompts
+        return reading._replace(
+            question=scorer.question_tokens, judge_is_cached=is_cached
+        )
+    return reading._replace(question=0) if isinstance(scorer, ServedPrm) else reading
+
+
+class Totals(NamedTuple):
+    """Tokens of a forecast.
+
+    Attributes:
+        generated, sent, judged: that are written, read to draw steps, and read to judge
+            them.
+    """
+
+    generated: float = 0.0
+    sent: float = 0.0
+    judged: float = 0.0
+
+    def plus(self, generated: float, read: tuple[float, float]) -> "Totals":
+        """These tokens and others."""
+        sent, judged = read
+        return Totals(
+            self.generated + generated, self.sent + sent, self.judged + judged
+        )
 
 
 def served_line(
@@ -46,39 +99,47 @@ def served_line(
         runs: method, budget and number of problems of each.
     """
     engine: Any = world.engine
+    limits, reading = engine.limits, reading_of(world)
     lines, refusals = [[*HEAD]], []
-    rollouts, max_tokens, expected_tokens = 0, 0, 0.0
+    rollouts, most, typical = 0, Totals(), Totals()
     for method, budget, problems in runs:
         if problems == 0:
             continue
         label = get_method(method).label
         if refusal := refusal_of(world, method, budget):
             refusals.append(refusal)
-            lines.append([label, f"{budget:,}", f"{problems:,}", "refused", "refused"])
+            refused = ["refused"] * (len(HEAD) - 3)
+            lines.append([label, f"{budget:,}", f"{problems:,}", *refused])
             continue
-        sampler = sampler_of(method, engine.limits.max_steps)
-        plan = plan_of(sampler, budget, engine.limits.max_steps)
+        sampler = sampler_of(method, limits.max_steps)
+        plan = plan_of(sampler, budget, limits.max_steps)
         steps = problems * plan.rows * plan.turns
-        tokens = most_tokens(get_method(method), plan, engine.limits, problems)
+        tokens = most_tokens(get_method(method), plan, limits, problems)
+        prefix, step = longest_prefix(plan, limits), min(tokens / steps, float(tokens))
+        read = tokens_read(reading, problems, steps, prefix, step)
         each = math.nan if world.typical_tokens is None else world.typical_tokens()
-        each = min(each, float(engine.limits.max_tokens))
-        rollouts, max_tokens = rollouts + problems * budget, max_tokens + tokens
-        expected_tokens += min(steps * each / engine.limits.max_steps, float(tokens))
-        lines.append(
-            [label, f"{budget:,}", f"{problems:,}", f"{steps:,}", f"{tokens:,}"]
+        each = min(each, float(limits.max_tokens))
+        drawn = min(steps * each / limits.max_steps, float(tokens))
+        rollouts, most = rollouts + problems * budget, most.plus(float(tokens), read)
+        typical = typical.plus(
+            drawn, tokens_read(reading, problems, steps, each / 2, drawn / steps)
         )
+        numbers = (budget, problems, steps, tokens, round(math.fsum(read)))
+        lines.append([label, *(f"{number:,}" for number in numbers)])
     if rollouts == 0 and not refusals:
         return markdown(lines), "All rows exist.", refusals
-    about = (
-        f"about {expected_tokens:,.0f} and " if math.isfinite(expected_tokens) else ""
-    )
+    is_known = math.isfinite(typical.generated)
+    about = f"about {typical.generated:,.0f} and " if is_known else ""
     line = (
         f"{len(world.problems):,} problems, {rollouts:,} rollouts over "
-        f"{engine.policy.name}: {about}at most {max_tokens:,} generated tokens"
+        f"{engine.policy.name}: {about}at most {most.generated:,.0f} generated tokens"
     )
-    price = engine.price
-    if price is not None:
-        expected = expected_tokens if math.isfinite(expected_tokens) else max_tokens
-        bound = "" if math.isfinite(expected_tokens) else "at most "
-        line += f", {bound}{price * expected / 1e6:,.2f} at {price:g} per million"
+    expected, bound = (typical, "about ") if is_known else (most, "at most ")
+    judged = "" if reading.question is None else f" and {expected.judged:,.0f} to judge"
+    cache = "beyond its cache" if reading.is_cached else "without a cache"
+    line += f", {bound}{expected.sent:,.0f} tokens read to draw steps{judged} ({cache})"
+    if engine.prices is not None:
+        read_tokens = expected.sent + expected.judged
+        cost = engine.prices.cost(expected.generated, read_tokens)
+        line += f", {bound}{cost:,.2f} at {engine.prices}"
     return markdown(lines), line + ".", refusals

@@ -2,12 +2,15 @@
 
 There are three kinds of settings. If they differ:
 
-- settings that affect a row, such as a temperature: refused;
-- versions of software and the kind of device, which change the last digits: refused
-  unless the user says to continue anyway, and every row names its own;
-- the package's own code and commit: a note on standard error, and recorded.
+- what decides a row, such as a temperature: another value is refused;
+- versions of software, the kind of device, and the address and version of a server,
+  which change the last digits: refused unless the user says to continue anyway, and
+  every row names its own;
+- the package's own code and commit, and whether a server was measured to repeat its
+  samples: said on standard error, and recorded.
 
-A model is known by the hash of its files, so it may be at another path.
+A model is known by the hash of its files, so it may be at another path. One behind a
+server is known by its name there.
 """
 
 import sys
@@ -19,10 +22,15 @@ from tsi.errors import ResultsError
 from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.row_format import Line, as_json
 
-ENVIRONMENT = frozenset({"tsi", "jax", "platform", "device_kind"})
-"""Versions and devices; rows of earlier versions lack some of them."""
+ENVIRONMENT = frozenset(
+    {
+        *("tsi", "jax", "platform", "device_kind"),
+        *("server", "server_address", "reward_address"),
+    }
+)
+"""Versions, devices and servers; rows of earlier versions lack some of them."""
 
-CODE = frozenset({"commit", "code"})
+RECORDED = frozenset({"commit", "code", "server_seeds"})
 """Recorded, but may change before a run is resumed."""
 
 
@@ -32,7 +40,7 @@ class SettingsCheck:
     Args:
         settings: on which every row depends; JSON types only.
         method_settings: further settings of each method.
-        continue_anyway: accept other versions and devices.
+        continue_anyway: accept other versions, devices and servers.
 
     Raises:
         ConfigurationError: the settings are not JSON.
@@ -86,18 +94,19 @@ class SettingsCheck:
     def _compare(self, path: Place, line: Line) -> None:
         expected, recorded = self.settings_of(line.cell.method), line.settings
         names = differing_names(expected, recorded)
-        deciding_names = [name for name in names if name not in ENVIRONMENT | CODE]
-        if deciding_names:
+        deciding = [name for name in names if name not in ENVIRONMENT | RECORDED]
+        if deciding:
             raise ResultsError(
                 f"{path}, line {line.number}, was made with other settings: "
-                f"{describe(deciding_names, expected, recorded)}. Choose another "
+                f"{describe(deciding, expected, recorded)}. Choose another "
                 "output folder or the same settings."
             )
         environment = [name for name in names if name in ENVIRONMENT]
         if environment and not self._continue_anyway:
             raise ResultsError(
-                f"{path}, line {line.number}, was made with other versions or on "
-                f"another device: {describe(environment, expected, recorded)}. The "
+                f"{path}, line {line.number}, was made with other versions, or on "
+                "another device or server: "
+                f"{describe(environment, expected, recorded)}. The "
                 "last digits of its rows may differ from those of new rows. Choose "
                 "another output folder, or continue this one with --continue-anyway "
                 "(continue_anyway=True); every row records its own."
@@ -132,7 +141,7 @@ def describe(
 def _is_equal_setting(
     name: str, expected: dict[str, Any], recorded: dict[str, Any]
 ) -> bool:
-    if name in ENVIRONMENT | CODE and not (name in expected and name in recorded):
+    if name in ENVIRONMENT | RECORDED and not (name in expected and name in recorded):
         return True
     expected_value, recorded_value = (
         expected.get(name, "absent"),

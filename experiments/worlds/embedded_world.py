@@ -1,7 +1,7 @@
 """A world, a task with models by name, as `tsi scale` and `solve` use it."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from tsi.experiments.tasks import Split, Task, get_task
 from tsi.experiments.tasks.generated import GeneratedTask
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
+    Encoder,
     is_trained_on,
     prompt_encoder,
     rules_and_examples,
@@ -29,8 +30,6 @@ from tsi.models.loading.catalogue import MODELS
 from tsi.models.partition import make_mesh
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
-
-Encoder = Callable[[Task, Tokenizer], Callable[[str], list[int]]]
 
 ROOM = 16
 """Tokens by which a prompt may be longer than the longest that was measured."""

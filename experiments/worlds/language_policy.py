@@ -22,6 +22,9 @@ from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
 
+Encoder = Callable[[Task, Spelling], Callable[[str], list[int]]]
+"""From a task and the policy's spelling to a function from a prompt to token ids."""
+
 NUM_EXAMPLES = 3
 EXAMPLE_SEED = 1
 STEP_SLACK = 4

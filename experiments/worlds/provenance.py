@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import subprocess
 from importlib import import_module, metadata
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from tsi.models.tokens.tokenizer import Tokenizer
 
 PACKAGES = ("tsi", "tsi.models", "tsi.samplers", "tsi.experiments")
 
@@ -76,6 +79,18 @@ def code_digest() -> str:
     for inner, path in sorted(files.items()):
         digest.update(inner.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def sha256_of_tokenizer(tokenizer: Tokenizer) -> str:
+    """SHA-256 of what a tokenizer does to prompts, wherever its files are."""
+    parts = [
+        tokenizer.backend.to_str(),
+        tokenizer.chat_template,
+        tokenizer.bos_id,
+        tokenizer.eos_ids,
+        tokenizer.add_bos,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

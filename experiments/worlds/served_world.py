@@ -1,26 +1,35 @@
 """A task with a policy behind a server: the world of `--policy served:URL#MODEL`."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tsi.decoding.truncation import Truncation
 from tsi.errors import ConfigurationError
 from tsi.experiments.tasks.task import Split, Task
 from tsi.experiments.worlds.language_policy import (
     STEP_SLACK,
+    Encoder,
     is_trained_on,
     prompt_encoder,
 )
+from tsi.experiments.worlds.provenance import sha256_of, sha256_of_tokenizer
 from tsi.experiments.worlds.step_ends import StepEnds
 from tsi.experiments.worlds.task_problems import checks_of, resolve_problems
 from tsi.experiments.worlds.world import World, assemble_world, task_limits
 from tsi.loading.language_reward import QUESTION_TOKENS
+from tsi.loading.named_reward import parse_reward
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer
 from tsi.problem import Problem
 from tsi.serving.connect import connect
 from tsi.serving.engine import ServedEngine
+from tsi.serving.local_scorer import LocalScorer
 from tsi.serving.policy import ServedPolicy
+from tsi.serving.prices import Prices
+from tsi.serving.scorer import Scorer, ServedScorer
+from tsi.serving.served_judge import ServedJudge
+from tsi.serving.served_prm import ServedPrm
 from tsi.serving.served_reward import RewardSettings, served_reward
 from tsi.serving.step import Controls
 
@@ -38,6 +47,8 @@ class Served(NamedTuple):
         max_rows: rows that the server processes in parallel; None leaves it to the
             engine.
         price: of a million generated tokens, in any currency; None for none.
+        read_price: of a million tokens that the server reads; None for `price`.
+        switches: variables of the chat template, of JSON types.
     """
 
     address: str
@@ -45,6 +56,8 @@ class Served(NamedTuple):
     together: bool = False
     max_rows: int | None = None
     price: float | None = None
+    read_price: float | None = None
+    switches: Mapping[str, Any] = MappingProxyType({})
 
 
 def is_served(policy: str | None) -> bool:
@@ -66,6 +79,7 @@ def served_world(
     repetition_penalty: float | None = None,
     ends: StepEnds = StepEnds(),  # noqa: B008
     split: Split = "test",
+    encoder: Encoder = prompt_encoder,
 ) -> World:
     """A task with a policy behind a server.
 
@@ -81,6 +95,7 @@ def served_world(
         ends: of steps and solutions; forced ends and the minimum number of tokens of a
             step need a policy in this process.
         split: of the problems.
+        encoder: how prompts become ids or code points.
 
     Raises:
         ConfigurationError: an option needs a policy in this process, or see
@@ -95,15 +110,21 @@ def served_world(
             "probabilities, which a server does not give; leave them out."
         )
     problems = resolve_problems(task, problems, split)
-    tokenizer = None
+    tokenizer, switches = None, served.switches
     if served.tokenizer is not None:
-        tokenizer = load_tokenizer(get(served.tokenizer))
-    policy = connect(served.address, tokenizer=tokenizer, together=served.together)
+        tokenizer = load_tokenizer(get(served.tokenizer), switches=switches)
+        switches = {}
+    policy = connect(
+        served.address,
+        tokenizer=tokenizer,
+        switches=switches,
+        together=served.together,
+    )
     is_trained = is_trained_on(task, policy.spelling)
     limits = task_limits(task, 0 if is_trained else STEP_SLACK)
-    encode = prompt_encoder(task, policy.spelling)
-    plain_controls = Controls(repetition_penalty=repetition_penalty)
-    controls = plain_controls.change(temperature, truncation)
+    encode = encoder(task, policy.spelling)
+    plain = Controls(repetition_penalty=repetition_penalty)
+    controls = plain.change(temperature, truncation)
     scorer = served_reward(
         reward or "judge",
         policy,
@@ -128,15 +149,19 @@ def served_world(
         controls=controls,
         encode=encode,
         max_rows=served.max_rows,
-        price=served.price,
+        prices=None
+        if served.price is None
+        else Prices(served.price, served.read_price),
     )
-    settings = {
-        "reward": scorer.name,
+    settings: dict[str, Any] = {
+        **reward_settings(scorer, reward, aggregation),
         "aggregation": aggregation,
         **{k: v for k, v in controls._asdict().items() if v is not None},
     }
     if split != "test":
         settings["split"] = split
+    if served.switches:
+        settings["template_switches"] = dict(served.switches)
     return assemble_world(
         task,
         problems,
@@ -145,9 +170,12 @@ def served_world(
         policy.spelling,
         ends,
         {
-            "policy": policy.name,
+            "policy": f"{PREFIX}{policy.abilities.model}",
             "server": policy.abilities.server,
+            "server_address": policy.client.address.url,
+            "has_chat_template": policy.spelling.chat_template is not None,
             "served_tokenizer": served.tokenizer,
+            "served_tokenizer_sha256": tokenizer and sha256_of_tokenizer(tokenizer),
             "server_seeds": policy.abilities.seeds and not served.together,
         },
         settings,
@@ -161,6 +189,23 @@ def longest_prompt(
 ) -> int:
     """Units of the prompt with the most characters."""
     return len(encode(max((p.prompt for p in problems), key=len)))
+
+
+def reward_settings(
+    scorer: Scorer | ServedScorer, name: str | None, aggregation: str
+) -> dict[str, str | None]:
+    """The name of a reward, and the hash of its files or the address of its server.
+
+    The name of a model behind a server decides whether a run is continued, and its
+    address does not.
+    """
+    settings: dict[str, str | None] = {"reward": scorer.name}
+    if isinstance(scorer, LocalScorer) and name is not None:
+        path = get(parse_reward(name, aggregation).argument)
+        settings["reward_sha256"] = sha256_of(path)
+    if isinstance(scorer, ServedJudge | ServedPrm) and scorer.address is not None:
+        settings["reward_address"] = scorer.address
+    return settings
 
 
 def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
@@ -181,6 +226,17 @@ def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
         notes.append(
             f"{abilities.server} does not give the same tokens for the same seed, so "
             "the run cannot be repeated."
+        )
+    if not abilities.takes_ids and policy.spelling.chat_template is None:
+        notes.append(
+            f"{abilities.server} takes text alone and is asked in plain text, without "
+            "a chat template, and questions with parts such as <|im_end|> or [INST] "
+            "are refused. A chat model needs --served-tokenizer, its tokenizer."
+        )
+    if not abilities.truncates:
+        notes.append(
+            f"{abilities.server} does not know top-k, min-p and a repetition penalty, "
+            "so they are not sent. Whether it truncates unasked cannot be measured."
         )
     if abilities.draws_all is False:
         notes.append(

@@ -19,6 +19,8 @@ class Ledger(NamedTuple):
         sent_tokens: tokens of prefixes that were sent to a server to draw steps; a
             prefix counts once per request. 0 if the policy is in this process.
         cached_tokens: how many of these were read from the server's cache.
+        retokenized_steps: steps that a server which takes text alone certainly reads as
+            other tokens than it has drawn; 0 if the tokenizer is not known.
     """
 
     rollouts: int
@@ -28,6 +30,7 @@ class Ledger(NamedTuple):
     seconds: float
     sent_tokens: int = 0
     cached_tokens: int = 0
+    retokenized_steps: int = 0
 
 
 class SlotCosts(NamedTuple):
@@ -46,8 +49,8 @@ class SlotCosts(NamedTuple):
         prompt_flops: operations of the policy on the prompt, once per problem.
         prompt_reward_flops: operations of the reward model on the prompt, once per
             problem.
-        sent_tokens, cached_tokens: as in `Ledger`, per slot; None if the policy is in
-            this process.
+        sent_tokens, cached_tokens, retokenized_steps: as in `Ledger`, per slot; None if
+            the policy is in this process.
     """
 
     generated_tokens: Int[np.ndarray, "N"]
@@ -59,6 +62,7 @@ class SlotCosts(NamedTuple):
     prompt_reward_flops: float
     sent_tokens: Int[np.ndarray, "N"] | None = None
     cached_tokens: Int[np.ndarray, "N"] | None = None
+    retokenized_steps: Int[np.ndarray, "N"] | None = None
 
 
 def ledger_of_first(
@@ -83,6 +87,7 @@ def ledger_of_first(
         seconds=seconds,
         sent_tokens=sum_of_first(slots.sent_tokens, num_slots),
         cached_tokens=sum_of_first(slots.cached_tokens, num_slots),
+        retokenized_steps=sum_of_first(slots.retokenized_steps, num_slots),
     )
 
 

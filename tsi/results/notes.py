@@ -88,4 +88,11 @@ def notes(result: Any) -> tuple[str, ...]:
             f"All rewards lie within {MIN_SPREAD} of each other: the reward does not "
             "discriminate between the particles, and weights by it say little."
         )
+    retokenized = result.ledger.retokenized_steps
+    if retokenized:
+        sentences.append(
+            f"The server reads at least {retokenized:,} steps as other tokens than it "
+            "has drawn, since it takes text alone; there the policy continues another "
+            "prefix. A server that takes token ids continues exactly."
+        )
     return tuple(sentences)

@@ -31,8 +31,10 @@ class Abilities(NamedTuple):
             requires, so that the server applies no truncation by default; None if not
             measured.
         num_weights: number of weights of the model, for FLOPs; None if not known.
-        slots: number of sequences that the server processes in parallel and whose
-            prefixes it caches; None if not known.
+        slots: number of sequences that the server works on at once and whose prefixes
+            it caches; None if not known.
+        truncates: whether the server takes top-k, min-p and a repetition penalty; all
+            take a temperature and top-p.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 
@@ -49,7 +51,21 @@ class Abilities(NamedTuple):
     draws_all: bool | None = None
     num_weights: float | None = None
     slots: int | None = None
+    truncates: bool = True
     bos_from_server: bool = False
+
+    def check_controls(self, controls: Controls) -> None:
+        """Refuse controls that the server does not take.
+
+        Raises:
+            CapabilityError: see above.
+        """
+        known = Controls(controls.temperature, top_p=controls.top_p)
+        if not self.truncates and controls != known:
+            raise CapabilityError(
+                f"{self.server} refuses fields for top-k, min-p and a repetition "
+                "penalty. Leave these out, or use a server that knows them."
+            )
 
     def knows_log_prob(self, controls: Controls) -> bool:
         """Whether log p of drawn steps is exact under these controls.

@@ -8,7 +8,31 @@ import numpy as np
 
 from tsi.errors import CapabilityError, ServerError
 from tsi.rewards.policy_confidence import PolicyConfidence
+from tsi.serving.abilities import Abilities
 from tsi.serving.scorer import Score, ScoredRow
+from tsi.serving.step import Controls
+
+
+def check_known(name: str, abilities: Abilities, controls: Controls) -> None:
+    """Refuse controls under which a server's log p is not the model's own.
+
+    Args:
+        name: of the reward.
+        abilities: of the server.
+        controls: of a run.
+
+    Raises:
+        CapabilityError: see above; or the server gives no log p.
+    """
+    # Raises an error with the reason if the server gives none.
+    _ = abilities.store(Controls()).log_prob
+    if abilities.log_probs == "processed" and not controls.is_plain:
+        raise CapabilityError(
+            f"The reward {name} is log p of the model at temperature 1, and the "
+            "server's numbers are of the tokens as they are drawn, with another "
+            "temperature, a truncation or a penalty. Leave these out, or use another "
+            "reward."
+        )
 
 
 class ConfidenceScorer:

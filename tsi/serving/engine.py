@@ -24,9 +24,11 @@ from tsi.reasoning.limits import SolutionLimits
 from tsi.results.ledger import SlotCosts
 from tsi.results.result import Result
 from tsi.sampler import Sampler
+from tsi.serving.confidence_scorer import check_known
 from tsi.serving.dialect import Drawing
 from tsi.serving.lane import ServedLane
 from tsi.serving.policy import ServedPolicy
+from tsi.serving.prices import Prices
 from tsi.serving.scorer import Scorer, ServedScorer
 from tsi.serving.served_rows import Spending
 from tsi.serving.step import Controls
@@ -63,7 +65,7 @@ class ServedEngine(BaseEngine):
             twice `max_rows` rows are in progress. One problem can always enter.
         log_truncation: added to the log potential of a truncated solution; the target
             is p conditioned on finishing by default.
-        price: price of a million generated tokens, for forecasts; None for no price.
+        prices: of the server's tokens, for forecasts; None if they are not known.
 
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, a string that
@@ -82,7 +84,7 @@ class ServedEngine(BaseEngine):
         encode: Callable[[str], list[int]] | None = None,
         max_rows: int | None = None,
         log_truncation: float = -math.inf,
-        price: float | None = None,
+        prices: Prices | None = None,
     ) -> None:
         rows = policy.abilities.slots or MAX_ROWS if max_rows is None else max_rows
         for name, limit in {**limits._asdict(), "max_rows": rows}.items():
@@ -100,7 +102,7 @@ class ServedEngine(BaseEngine):
         self.controls, self.max_rows = controls, rows
         self.encode = encode or policy.spelling.encode_prompt
         self.decode = policy.spelling.decode
-        self.log_truncation, self.price = log_truncation, price
+        self.log_truncation, self.prices = log_truncation, prices
 
     @property
     def temperature(self) -> float:
@@ -120,6 +122,23 @@ class ServedEngine(BaseEngine):
                 f"{num_particles:,} particles need {rows:,} prefixes of one problem; "
                 f"at most {MAX_STORED:,} are stored. Lower the budget."
             )
+
+    def check_needs(self, sampler: Sampler | Explorer, controls: Controls) -> None:
+        """Refuse a method, a reward or controls that the server does not support.
+
+        Args:
+            sampler: of the method.
+            controls: of the run.
+
+        Raises:
+            CapabilityError: see above.
+        """
+        abilities = self.policy.abilities
+        abilities.check_controls(controls)
+        if isinstance(sampler, Explorer):
+            check_needs(sampler, abilities.store(controls))
+        if self.scorer.needs_log_probs:
+            check_known(self.scorer.name, abilities, controls)
 
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """Maximum number of problems that run at once."""
@@ -161,18 +180,16 @@ class ServedEngine(BaseEngine):
         check_method(sampler)
         key = single_key(key)
         check_num_particles(num_particles)
-        if proposal_temperature is not None:
-            raise CapabilityError(
-                "A proposal temperature needs log p and log q of each token, and a "
-                "server gives one of them. Leave it out: over a server the policy "
-                "itself proposes."
-            )
         controls = self.controls.change(temperature, truncation)
+        if proposal_temperature not in (None, controls.temperature):
+            raise CapabilityError(
+                f"A proposal at temperature {proposal_temperature:g}, and not at the "
+                f"policy's own of {controls.temperature:g}, needs log p and log q of "
+                "each token, and a server gives one of them. Leave it out: over a "
+                "server the policy itself proposes."
+            )
+        self.check_needs(sampler, controls)
         needs = tuple(sampler.needs) if isinstance(sampler, Explorer) else ()
-        if isinstance(sampler, Explorer):
-            check_needs(sampler, self.policy.abilities.store(controls))
-        if self.scorer.needs_log_probs:
-            _ = self.policy.abilities.store(controls).log_prob
         self.check_fits(sampler, int(num_particles))
         check_ids(problems)
         prompts = [tuple(self.encode_problem(problem)) for problem in problems]
@@ -273,4 +290,5 @@ def slot_costs(
         prompt_reward_flops=0.0,
         sent_tokens=cost.prompt,
         cached_tokens=cost.cached,
+        retokenized_steps=cost.retokenized,
     )

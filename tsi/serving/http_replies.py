@@ -1,6 +1,8 @@
 """Read the replies of a server over HTTP, which are not trusted."""
 
 import contextlib
+import datetime
+import email.utils
 import json
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +32,15 @@ class TransientError(ServerError):
     ) -> None:
         super().__init__(message)
         self.pause, self.status = pause, status
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether a server that lacks what was asked for may well answer like this.
+
+        Some answer an unknown path with a web page, and an unknown field with an error
+        of their own.
+        """
+        return self.status in (200, 500, 501)
 
 
 async def read_body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:
@@ -109,7 +120,8 @@ async def refuse(reply: aiohttp.ClientResponse) -> None:
             f"environment variable {KEY_VARIABLE}."
         )
     if status in (408, 425, 429) or status >= 500:
-        pause = seconds_of(reply.headers.get("Retry-After"))
+        headers = reply.headers
+        pause = seconds_of(headers.get("Retry-After"), headers.get("Date"))
         raise TransientError(
             f"{where} failed with status {status}{detail}", pause, status
         )
@@ -165,10 +177,33 @@ def own_message(body: bytes) -> str:
     return line[:MAX_EXCERPT].rstrip(".") + "." if line else ""
 
 
-def seconds_of(header: str | None) -> float | None:
-    """The seconds of a Retry-After header; None for a date or an invalid value."""
+def seconds_of(header: str | None, sent: str | None = None) -> float | None:
+    """The seconds of a Retry-After header; None for an invalid value or a past date.
+
+    Args:
+        header: seconds, or a date.
+        sent: when the server sent the reply, by its own clock, which may differ from
+            this machine's; by default now.
+
+    >>> seconds_of("Mon, 01 Jan 2024 00:00:09 GMT", "Mon, 01 Jan 2024 00:00:00 GMT")
+    9.0
+    """
     try:
         seconds = float(header or "")
     except ValueError:
-        return None
+        due = date_of(header)
+        now = date_of(sent) or datetime.datetime.now(datetime.UTC)
+        if due is None or due <= now:
+            return None
+        return (due - now).total_seconds()
     return seconds if 0 <= seconds < float("inf") else None
+
+
+def date_of(header: str | None) -> datetime.datetime | None:
+    """The date of a header; None for an invalid one."""
+    try:
+        date = email.utils.parsedate_to_datetime(header or "")
+    except (ValueError, OverflowError):
+        return None
+    # A date without a zone is in UTC.
+    return date if date.tzinfo is not None else date.replace(tzinfo=datetime.UTC)

@@ -129,8 +129,7 @@ async def try_get(client: Client, path: str) -> Any:
     try:
         return await client.get(path, patient=False)
     except TransientError as error:
-        # Some servers answer an unknown path with a web page, or with their own error.
-        if error.status in (200, 500, 501):
+        if error.is_permanent:
             return None
         raise
     except ServerError:

@@ -21,7 +21,7 @@ from tsi.serving.llama_replies import (
     step_of,
     streamed_step,
 )
-from tsi.serving.reading import choices, field, integer, token_ids
+from tsi.serving.reading import choices, count, field, integer, token_ids
 from tsi.serving.step import ServedStep, StepRequest
 
 PATH = "/completion"
@@ -154,7 +154,7 @@ class LlamaCpp:
             named,
             candidates,
             integer(field(reply, "tokens_evaluated"), "count"),
-            integer(reply.get("timings", {}).get("cache_n", 0), "count"),
+            count(reply, "timings", "cache_n"),
         )
 
     def likely_tokens_call(self, tokens: Sequence[int], token: int, count: int) -> Call:

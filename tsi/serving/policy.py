@@ -13,7 +13,7 @@ from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.hidden_tokens import read_hidden_tokens
 from tsi.serving.llama_cpp import LlamaCpp
 from tsi.serving.llama_replies import HiddenTokensError
-from tsi.serving.spelling import ServerTokenizer
+from tsi.serving.spelling import ServerTokenizer, TextSpelling
 from tsi.serving.step import ServedStep, StepRequest, check_step
 
 
@@ -111,6 +111,18 @@ class ServedPolicy:
         if self.dialect.takes_ids:
             for step, request in zip(steps, requests, strict=True):
                 check_step(step, request)
+        spelling = self.spelling
+        if isinstance(spelling, TextSpelling):
+            # In another thread, since tokenising a long text takes milliseconds.
+            pairs = zip(requests, steps, strict=True)
+            found = [
+                await asyncio.to_thread(spelling.is_retokenized, request.prefix, step)
+                for request, step in pairs
+            ]
+            steps = [
+                step._replace(is_retokenized=is_other)
+                for step, is_other in zip(steps, found, strict=True)
+            ]
         if isinstance(self.spelling, ServerTokenizer):
             for step in steps:
                 if step.has_end_token and step.tokens:

@@ -26,6 +26,7 @@ from tsi.serving.good_turing import kept_mass_is_one
 from tsi.serving.http_replies import TransientError
 from tsi.serving.identify import Identity
 from tsi.serving.step import Controls, ServedStep, StepRequest
+from tsi.serving.text_server import TextServer
 
 NUM_DRAWS = 192
 """Number of tokens that are drawn to measure frequencies."""
@@ -88,8 +89,8 @@ async def measure(
         num_weights=identity.num_weights,
         slots=identity.slots,
     )
-    if not dialect.takes_ids:
-        return abilities
+    if isinstance(dialect, TextServer):
+        return abilities._replace(truncates=dialect.sends_extensions)
     if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
         abilities = abilities._replace(copies=identity.copies)
     draws = await each(
@@ -184,13 +185,21 @@ async def draw_steps(
 async def read_given(
     client: Client, dialect: Dialect, model: str | None, tokens: Sequence[int]
 ) -> list[float] | None:
-    """Log-probabilities of given ids; None if the server does not give them."""
+    """Log-probabilities of given ids; None if the server does not give them.
+
+    Raises:
+        TransientError: it is busy, or away, so that this cannot be known.
+    """
     call = dialect.log_probs_call(tokens, model)
     if call is None:
         return None
     try:
         reply = await client.post(call.path, call.body, patient=False)
         return dialect.log_probs(reply, tokens)
+    except TransientError as error:
+        if error.is_permanent:
+            return None
+        raise
     except ServerError:
         return None
 

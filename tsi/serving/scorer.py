@@ -19,7 +19,7 @@ class ScoredRow(NamedTuple):
         ends: length of the solution after each step.
         stopped: whether the policy has ended the solution.
         finished: whether the solution has ended, by itself or at a limit.
-        log_prob: log p of the solution; NaN if not known.
+        log_prob: log p of the solution as the server reports it; NaN if not known.
     """
 
     problem: int
@@ -47,7 +47,8 @@ class Scorer(Protocol):
     """Scores rows on this machine, in the thread that runs the problems.
 
     Attributes:
-        needs_log_probs: whether the scorer uses `ScoredRow.log_prob`.
+        needs_log_probs: whether the scorer uses `ScoredRow.log_prob`, as log p of the
+            model at temperature 1; a run in which it is another number is refused.
         name: for rows of results.
     """
 

@@ -34,6 +34,8 @@ class ServedJudge:
             ids.
         aggregation: how step scores are aggregated.
         name: for rows of results.
+        address: URL of a server of the judge's own, for rows of results; None if the
+            judge is the policy.
 
     Raises:
         CapabilityError: the server takes only text.
@@ -51,6 +53,7 @@ class ServedJudge:
         translate: Callable[[ScoredRow], Sequence[int]] | None = None,
         aggregation: str = "last",
         name: str = "the policy's own judgement",
+        address: str | None = None,
     ) -> None:
         check_aggregation(aggregation)
         if not judge.dialect.takes_ids:
@@ -60,10 +63,16 @@ class ServedJudge:
                 "vLLM or SGLang."
             )
         self.judge, self.name, self.num_bounded = judge, name, 0
+        self.address = address
         self._question, self._encode, self._translate = question, encode, translate
         self._aggregation = aggregation
         self._prompts: list[tuple[int, ...]] = []
         self._scores = StepScores()
+
+    @property
+    def question_tokens(self) -> int:
+        """Tokens of the question that follows a solution."""
+        return len(self._question.question)
 
     def prepare(self, questions: Sequence[str]) -> None:
         """See :class:`tsi.serving.scorer.ServedScorer`."""

@@ -147,12 +147,20 @@ class ServedPrm:
         reward: renders texts and defines how step scores are aggregated; the server has
             its model.
         name: for rows of results.
+        address: URL of the server, for rows of results; None if it is not known.
     """
 
     needs_log_probs = False
 
-    def __init__(self, marks: MarkScores, reward: FormattedReward, name: str) -> None:
+    def __init__(
+        self,
+        marks: MarkScores,
+        reward: FormattedReward,
+        name: str,
+        address: str | None = None,
+    ) -> None:
         self.marks, self.reward, self.name = marks, reward, name
+        self.address = address
         self._questions: list[str] = []
 
     def prepare(self, questions: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ from tsi.rewards.verifier import Verifier
 from tsi.serving.abilities import Abilities
 from tsi.serving.address import parse_address, server_key
 from tsi.serving.client import Client, Patience
-from tsi.serving.confidence_scorer import ConfidenceScorer
+from tsi.serving.confidence_scorer import ConfidenceScorer, check_known
 from tsi.serving.connect import connect
 from tsi.serving.identify import list_models
 from tsi.serving.judge_question import judge_question
@@ -50,7 +50,7 @@ from tsi.serving.local_scorer import MAX_BYTES, LocalScorer
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.scorer import HostScorer, NoScorer, ScoredRow, Scorer, ServedScorer
 from tsi.serving.served_judge import ServedJudge
-from tsi.serving.served_prm import ChosenMarks, PooledMarks, ServedPrm
+from tsi.serving.served_prm import ChosenMarks, MarkScores, PooledMarks, ServedPrm
 from tsi.serving.step import Controls
 
 JUDGE, PRM = "served-judge", "served-prm"
@@ -112,7 +112,7 @@ def served_reward(
     """
     kind, _, argument = name.partition(":")
     if kind == JUDGE and argument:
-        return _other_judge(argument, policy, settings, name)
+        return _other_judge(argument, policy, settings)
     if kind == PRM and argument:
         return _served_prm(argument, policy, settings, name)
     if kind in (JUDGE, PRM):
@@ -155,19 +155,9 @@ def served_reward(
 def _confidence(
     reward: NamedReward, abilities: Abilities, settings: RewardSettings
 ) -> ConfidenceScorer:
-    reward_model = confidence_reward(
-        reward.kind, reward.argument, settings.limits.max_tokens
-    )
-    scorer = ConfidenceScorer(reward_model, str(reward))
-    if not settings.controls.is_plain:
-        raise CapabilityError(
-            f"The reward {reward} is log p of the model at temperature 1, and the "
-            "server's numbers are of the tokens as they are drawn, with another "
-            "temperature, a truncation or a penalty. Leave these out, or use another "
-            "reward."
-        )
-    # Raises an error with the reason if the server gives no log p.
-    _ = abilities.store(settings.controls).log_prob
+    found = confidence_reward(reward.kind, reward.argument, settings.limits.max_tokens)
+    scorer = ConfidenceScorer(found, str(reward))
+    check_known(str(reward), abilities, settings.controls)
     return scorer
 
 
@@ -217,7 +207,7 @@ def _make_local_scorer(
 
 
 def _other_judge(
-    address: str, policy: ServedPolicy, settings: RewardSettings, name: str
+    address: str, policy: ServedPolicy, settings: RewardSettings
 ) -> ServedJudge:
     """A judge behind another server, with its own tokenizer."""
     judge = connect(address, patience=settings.patience)
@@ -234,7 +224,8 @@ def _other_judge(
             spelling.encode_prompt,
             translate=translate,
             aggregation=settings.aggregation,
-            name=name,
+            name=f"{JUDGE}:{judge.abilities.model}",
+            address=judge.client.address.url,
         )
     except BaseException:
         judge.client.close()
@@ -279,17 +270,21 @@ def _served_prm(
     if format.answers is not None:
         judge = connect(address, tokenizer=tokenizer, patience=settings.patience)
         reward = reward_within(judge.abilities.context or MAX_CONTEXT)
-        return ServedPrm(ChosenMarks(judge, format.answers), reward, name)
+        model = judge.abilities.model
+        url = judge.client.address.url
+        marks: MarkScores = ChosenMarks(judge, format.answers)
+        return ServedPrm(marks, reward, f"{PRM}:{model},format={kind}", url)
     client = Client(parse_address(address), server_key(), settings.patience)
     try:
-        context = client.call(_context_of(client, model))
+        served, context = client.call(_model_of(client, model))
         probe = format.render("1+1", ["2"], True).tokens
         whole = isinstance(format, OutcomeFormat)
         marks = PooledMarks(client, model, whole, probe)
     except BaseException:
         client.close()
         raise
-    return ServedPrm(marks, reward_within(context), name)
+    name = f"{PRM}:{served},format={kind}"
+    return ServedPrm(marks, reward_within(context), name, client.address.url)
 
 
 def parse_prm(text: str) -> tuple[str, dict[str, str]]:
@@ -317,8 +312,8 @@ def parse_prm(text: str) -> tuple[str, dict[str, str]]:
     return address, options
 
 
-async def _context_of(client: Client, model: str | None) -> int:
-    """Positions of a reward model, as its server lists them."""
+async def _model_of(client: Client, model: str | None) -> tuple[str, int]:
+    """Name and positions of a reward model, as its server lists them."""
     models = await list_models(client)
     names = [entry["id"] for entry in models]
     if model is not None and model not in names:
@@ -326,5 +321,5 @@ async def _context_of(client: Client, model: str | None) -> int:
     entry = models[0] if model is None else models[names.index(model)]
     context = entry.get("max_model_len")
     if isinstance(context, int) and 0 < context < MAX_CONTEXT:
-        return context
-    return MAX_CONTEXT
+        return entry["id"], context
+    return entry["id"], MAX_CONTEXT

@@ -104,6 +104,8 @@ class Spending(NamedTuple):
         prompt: number of tokens of prefixes that were sent.
         cached: how many of these were read from the server's cache.
         requests: number of steps that were requested.
+        retokenized: number of steps that a text server certainly reads as other tokens
+            than it has drawn.
     """
 
     generated: Int[np.ndarray, " W"]
@@ -112,6 +114,7 @@ class Spending(NamedTuple):
     prompt: Int[np.ndarray, " W"]
     cached: Int[np.ndarray, " W"]
     requests: Int[np.ndarray, " W"]
+    retokenized: Int[np.ndarray, " W"]
 
 
 def zero_spending(rows: int) -> Spending:
@@ -179,6 +182,7 @@ class ServedRows:
         counts.prompt[index] += step.prompt_tokens
         counts.cached[index] += step.cached_tokens
         counts.requests[index] += 1
+        counts.retokenized[index] += step.is_retokenized
 
     def replies(self, rows: Int[np.ndarray, " n"], log_probs: Any) -> RowReplies:
         """The replies of working rows for their sampler.

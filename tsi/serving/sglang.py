@@ -130,7 +130,7 @@ class Sglang:
             dict(zip(candidates, numbers, strict=True)),
             candidates,
             integer(field(meta, "prompt_tokens"), "count"),
-            integer(meta.get("cached_tokens") or 0, "count"),
+            count(meta, "cached_tokens"),
         )
 
 

@@ -11,15 +11,25 @@ text gets the rendered prompt (:class:`TextSpelling`), in code points.
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tsi.errors import ConfigurationError, ServerError
 from tsi.models.tokens.spelling import Messages
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.client import Client
+from tsi.serving.http_replies import TransientError
 from tsi.serving.reading import field, string, token_ids
-from tsi.serving.step import as_points, as_text
+from tsi.serving.retokenization import is_retokenized
+from tsi.serving.step import ServedStep, as_points, as_text
+
+EXAMPLE_CHAT = [
+    {"role": "user", "content": "1"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "3"},
+]
+"""A chat by which one sees whether a template reads a variable."""
 
 MAX_PROMPT = 2**20
 NAME = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z_/]{2,64}\]")
@@ -33,13 +43,25 @@ class ServerTokenizer:
         kind: "llama.cpp" or "vLLM".
         model: name of the model, or None for the only one.
         chat: whether the model has a chat template.
+        switches: variables of the chat template, of JSON types, such as
+            ``enable_thinking``.
 
     Raises:
+        ConfigurationError: there is no chat template that could read the switches, or
+            it does not read one of them.
         ServerError: raised by methods if the server does not have the endpoint.
     """
 
-    def __init__(self, client: Client, kind: str, model: str | None, chat: bool):
+    def __init__(
+        self,
+        client: Client,
+        kind: str,
+        model: str | None,
+        chat: bool,
+        switches: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._client, self._kind, self._model = client, kind, model
+        self._switches: dict[str, Any] = dict(switches)
         self.name = model or "the server's model"
         self.chat_template = "on the server" if chat else None
         self.eos_ids: tuple[int, ...] = ()
@@ -48,6 +70,13 @@ class ServerTokenizer:
         self.add_bos = False
         self.bos_id: int | None = None
         self._decode = functools.lru_cache(2**14)(self._decode_on_server)
+        if switches and not chat:
+            raise ConfigurationError(
+                f"The server has no chat template for {self.name} that could read "
+                f"{', '.join(switches)}; leave the switches out."
+            )
+        for switch, value in switches.items():
+            self._check_read(switch, value)
 
     def know_end(self, id: int) -> None:
         """Omit this id from texts from now on, since it has ended a solution."""
@@ -76,13 +105,41 @@ class ServerTokenizer:
         """
         for message in messages:
             self._check_plain(message["content"])
-        turns = [dict(message) for message in messages]
+        return self._render(messages, self._switches)
+
+    def _render(self, messages: Messages, switches: Mapping[str, Any]) -> list[int]:
+        """Ids of a chat with these variables of the template."""
+        chat: dict[str, Any] = {"messages": [dict(message) for message in messages]}
+        if switches:
+            chat["chat_template_kwargs"] = dict(switches)
         if self._kind == "llama.cpp":
-            reply = self._post("/apply-template", {"messages": turns})
+            reply = self._post("/apply-template", chat)
             text = string(field(reply, "prompt"), "prompt")
             body = {"content": text, "add_special": True, "parse_special": True}
             return self._ids(body)
-        return self._ids({"messages": turns, "add_generation_prompt": True})
+        return self._ids({**chat, "add_generation_prompt": True})
+
+    def _check_read(self, switch: str, value: Any) -> None:
+        """Refuse a switch whose value changes no prompt: servers ignore such a switch.
+
+        Raises:
+            ConfigurationError: see above.
+        """
+        other = not value if isinstance(value, bool) else "another value"
+        own = self._render(EXAMPLE_CHAT, self._switches)
+        try:
+            changed = self._render(EXAMPLE_CHAT, self._switches | {switch: other})
+        except TransientError:
+            raise
+        except ServerError:
+            # The template has read the other value, and refuses it.
+            return
+        if changed == own:
+            raise ConfigurationError(
+                f"The chat template of {self.name} does not read {switch}, or this "
+                "server is too old to pass it on. Leave the switch out, or name the "
+                "policy's tokenizer (a folder or hub id), whose template is then used."
+            )
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a question, ready for the policy to continue."""
@@ -121,7 +178,7 @@ class ServerTokenizer:
             if not isinstance(pieces, list):
                 # Older servers cannot list control tokens: refuse anything that looks
                 # like one.
-                pieces = NAME.findall(text)
+                pieces = control_names(text)
             named = any(is_control(piece) for piece in pieces)
         if named:
             raise ConfigurationError(
@@ -142,6 +199,8 @@ class ServerTokenizer:
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         try:
             return self._client.call(self._client.post(path, body))
+        except TransientError:
+            raise
         except ServerError as error:
             raise ServerError(
                 f"{error} Without this endpoint, name the policy's tokenizer (a folder "
@@ -151,6 +210,9 @@ class ServerTokenizer:
 
 class TextSpelling:
     """Prompts as text, for servers that take only text.
+
+    Without the tokenizer, texts are refused if a part of them looks like the name of a
+    control token, since the server would read such a name as the token.
 
     Args:
         tokenizer: the policy's tokenizer, for its chat template; None for bare text.
@@ -175,15 +237,43 @@ class TextSpelling:
             ConfigurationError: the text contains the name of a control token, which a
                 server would read as the token.
         """
-        if self._tokenizer is not None:
-            ids = self._tokenizer.encode(text)
-            if ids != self._tokenizer.encode(text, allow_special=True):
+        if self._tokenizer is None:
+            names = control_names(text)
+            if names:
                 raise ConfigurationError(
-                    f"The text {text!r:.80} contains the name of a control token. This "
-                    "server takes only text, and would read it as one; take it out, "
-                    "or use a server that takes token ids."
+                    f"The text {text!r:.80} contains {names[0]!r}, which looks like "
+                    "the name of a control token. This server takes text alone, and "
+                    "would read such a name as the token. Name the policy's tokenizer "
+                    "(a folder or hub id), which tells whether it is one, or take it "
+                    "out."
                 )
+        elif self._tokenizer.encode(text) != self._tokenizer.encode(
+            text, allow_special=True
+        ):
+            raise ConfigurationError(
+                f"The text {text!r:.80} contains the name of a control token. This "
+                "server takes text alone, and would read it as one; take it out, "
+                "or use a server that takes token ids."
+            )
         return list(as_points(text))
+
+    def is_retokenized(self, prefix: Sequence[int], step: ServedStep) -> bool:
+        """Whether a step is certainly read as other tokens than were drawn.
+
+        Without the tokenizer this is not known, and not counted. A step that ends the
+        solution is not read again.
+
+        Args:
+            prefix: code points of what stands before it.
+            step: as the server has sent it.
+        """
+        if self._tokenizer is None or step.end == "end" or not step.pieces:
+            return False
+        if sum(map(len, step.pieces)) > len(step.tokens):
+            # A token goes beyond the delimiter, where the step was cut.
+            return True
+        before = as_text(tuple(prefix))
+        return is_retokenized(self._tokenizer, before, step.pieces)
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Code points of a rendered chat; see `encode`."""
@@ -206,6 +296,15 @@ class TextSpelling:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of code points."""
         return as_text(tuple(ids))
+
+
+def control_names(text: str) -> list[str]:
+    """Parts of a text that look like names of control tokens.
+
+    >>> control_names("a<|im_end|>b [INST] <3+4=7>")
+    ['<|im_end|>', '[INST]']
+    """
+    return [name for name in NAME.findall(text) if is_control(name)]
 
 
 def is_control(piece: Any) -> bool:

@@ -97,6 +97,10 @@ class ServedStep(NamedTuple):
         log_prob: log p of the step; NaN if the server did not report it.
         prompt_tokens: number of tokens of the prefix, as the server counts them.
         cached_tokens: how many of these were read from the server's cache.
+        pieces: texts as which a text server has sent the step, each of one or more
+            tokens; the last one may go beyond the step. Empty for ids.
+        is_retokenized: whether the server will certainly read the step as other tokens
+            than it has drawn.
     """
 
     tokens: tuple[int, ...]
@@ -106,6 +110,8 @@ class ServedStep(NamedTuple):
     log_prob: float = math.nan
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    pieces: tuple[str, ...] = ()
+    is_retokenized: bool = False
 
 
 def check_step(step: ServedStep, request: StepRequest) -> None:

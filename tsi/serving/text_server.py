@@ -19,13 +19,22 @@ PATH = "/v1/completions"
 
 
 class TextServer:
-    """See the module docstring."""
+    """See the module docstring.
+
+    Args:
+        sends_extensions: whether fields are sent that are not part of OpenAI's
+            interface: top-k, min-p and a repetition penalty. They are left out for a
+            server that refuses fields which it does not know.
+    """
 
     name = "text"
     takes_ids = False
     takes_lists = False
     copies = False
     keeps_copies = True
+
+    def __init__(self, sends_extensions: bool = True) -> None:
+        self.sends_extensions = sends_extensions
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
@@ -38,13 +47,15 @@ class TextServer:
             "top_p": 1.0 if controls.top_p is None else controls.top_p,
             "frequency_penalty": 0.0,
             "presence_penalty": 0.0,
-            # Not part of OpenAI's interface, but servers that know these fields have
-            # defaults.
-            "top_k": controls.top_k or 0,
-            "min_p": controls.min_p or 0.0,
-            "repeat_penalty": controls.repetition_penalty or 1.0,
             "stream": True,
         }
+        if self.sends_extensions:
+            # Servers that know these fields have defaults.
+            body |= {
+                "top_k": controls.top_k or 0,
+                "min_p": controls.min_p or 0.0,
+                "repeat_penalty": controls.repetition_penalty or 1.0,
+            }
         if drawing.model is not None:
             body["model"] = drawing.model
         longest = max(map(len, drawing.stops), default=1)
@@ -63,18 +74,18 @@ class TextServer:
         self, reply: Any, requests: Sequence[StepRequest], drawing: Drawing
     ) -> list[ServedStep]:
         """See :class:`tsi.serving.dialect.Dialect`."""
-        pieces = [text_of(event) for event in reply]
-        text = join_surrogates("".join(pieces))
+        sent = tuple(filter(None, map(text_of, reply)))
+        text = join_surrogates("".join(sent))
         place, word = first_of(text, drawing.stops)
         if word is not None:
             points = as_points(text[: place + len(word)])
             # An event contains one or more tokens; the server's own count never
             # arrives.
-            end: End = "end" if word in drawing.stop_strings else "delimiter"
-            return [ServedStep(points, sum(map(bool, pieces)), end)]
+            ended: End = "end" if word in drawing.stop_strings else "delimiter"
+            return [ServedStep(points, len(sent), ended, pieces=sent)]
         reasons = [reason_of(event) for event in reply]
-        end = "limit" if "length" in reasons else "end"
-        return [ServedStep(as_points(text), sum(map(bool, pieces)), end)]
+        ended = "limit" if "length" in reasons else "end"
+        return [ServedStep(as_points(text), len(sent), ended, pieces=sent)]
 
     def log_probs_call(self, tokens: Sequence[int], model: str | None) -> Call | None:
         """None, since text servers do not name tokens."""

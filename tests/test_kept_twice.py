@@ -1,0 +1,67 @@
+"""Runs that do not repeat their samples, as over a server without seeds."""
+
+import pytest
+from fake_world import FakeEngine, fake_world, read_answer
+
+from tsi.experiments.grading.grade import Grade
+from tsi.experiments.pages.kept_trees import trees_of
+from tsi.experiments.scaling.graded_run import Grading
+from tsi.experiments.scaling.particle_files import read_particles
+from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.scaling.regrade import regrade
+from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.scale import run_plan
+
+GRADED = ("selected", "correct", "expected_correct", "num_right", "num_answered")
+
+
+class RestlessEngine(FakeEngine):
+    """Draws other samples each time, whatever the key."""
+
+    def result(self, sampler, name, seed, *others):
+        return super().result(sampler, name, 100 * len(self.calls) + seed, *others)
+
+
+def grading(settings):
+    def grade(pairs):
+        return [Grade(answer == problem.answer) for problem, answer in pairs]
+
+    return Grading(read_answer, grade)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A pool that was drawn for one method, and again for another one."""
+    path, world = tmp_path / "rows.jsonl", fake_world(6)
+    world = world._replace(engine=RestlessEngine())
+    for methods in (["self_consistency"], ["self_consistency", "best_of_n", "smc"]):
+        run_plan(make_plan(methods, [2, 8], 2), world, path, progress=False)
+    return path
+
+
+def test_each_row_names_the_texts_that_it_was_read_off(path):
+    runs = list(read_particles(path))
+    names = {(run.key, run.texts_id) for run in runs}
+    assert len(names) == len(runs) > len({run.key for run in runs})
+    by_name = {run.texts_id: run for run in runs}
+    for cell, row in read_rows(path).items():
+        run = by_name[row["texts_id"]]
+        size = cell.budget if cell.method != "smc" else None
+        answers = run.particles.answers[:size]
+        assert sum(answer is not None for answer in answers) == row["num_answered"]
+
+
+def test_a_regrade_by_the_same_grader_changes_no_row(path):
+    before = read_rows(path)
+    assert regrade(path, grading).num_changed == 0
+    after = read_rows(path)
+    for cell, row in before.items():
+        assert {name: after[cell][name] for name in GRADED} == {
+            name: row[name] for name in GRADED
+        }
+
+
+def test_a_page_shows_one_tree_of_a_run(path):
+    trees = trees_of(read_rows(path), path, 6)
+    keys = [(tree["method"], tree["seed"], tree["problem"]) for tree in trees]
+    assert len(set(keys)) == len(keys) > 0

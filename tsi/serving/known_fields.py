@@ -1,0 +1,56 @@
+"""Find out whether a text server refuses fields that OpenAI's interface does not have.
+
+Servers that know top-k, min-p and a repetition penalty have defaults for them, so these
+fields are always sent. A strict server, such as OpenAI's own, refuses a request with a
+field that it does not know. Such a field has no default there and is left out.
+"""
+
+import re
+from collections.abc import Sequence
+
+from tsi.errors import ServerError
+from tsi.serving.client import Client
+from tsi.serving.dialect import Drawing
+from tsi.serving.http_replies import TransientError
+from tsi.serving.identify import Identity
+from tsi.serving.probe import draw_steps
+from tsi.serving.step import Controls, StepRequest
+from tsi.serving.text_server import TextServer
+
+UNKNOWN = re.compile(
+    r"unrecogni[sz]ed|unknown|unexpected|unsupported param|not permitted"
+    r"|extra[_ ](input|field|forbidden)|additional propert",
+    re.IGNORECASE,
+)
+"""How servers say that they do not know a field. A server that knows the field and
+refuses its value may have a default for it, which would then apply."""
+
+
+async def fit_fields(
+    client: Client, identity: Identity, prompt: Sequence[int]
+) -> Identity:
+    """The identity of a server, with a dialect that sends no field it refuses.
+
+    Args:
+        client: of the server.
+        identity: of the server.
+        prompt: a short prompt, in code points.
+
+    Raises:
+        ServerError: the server refuses the request for another reason.
+    """
+    if not isinstance(identity.dialect, TextServer):
+        return identity
+    requests = [StepRequest(tuple(prompt), 1, 1)]
+    drawing = Drawing(identity.model, Controls(), ())
+    try:
+        await draw_steps(client, identity.dialect, requests, drawing)
+    except TransientError:
+        raise
+    except ServerError as error:
+        if not UNKNOWN.search(str(error)):
+            raise
+        dialect = TextServer(sends_extensions=False)
+        await draw_steps(client, dialect, requests, drawing)
+        return identity._replace(dialect=dialect)
+    return identity
