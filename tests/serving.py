@@ -51,7 +51,8 @@ class GatedEngine(FakeEngine):
             self.num_progress += 1
         error = self.fails.pop(0) if self.fails else None
         if error is not None:
-            raise error
+            # An error, or a function of the problems that makes it.
+            raise error(problems) if callable(error) else error
         return super().run(sampler, key, problems, num_particles, **settings)
 
 

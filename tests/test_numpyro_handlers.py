@@ -97,7 +97,7 @@ def test_block_of_a_latent_site_draws_it_and_keeps_it_out_of_the_path():
     ids=["seed", "rng_key"],
 )
 def test_keys_that_all_particles_would_share_are_refused(program):
-    with pytest.raises(ConfigurationError, match=r"'a' has a random key of its own"):
+    with pytest.raises(ConfigurationError, match=r"'a' has its own random key"):
         one_step(program)
 
 

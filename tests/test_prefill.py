@@ -25,7 +25,7 @@ from tsi.models.prefill import prefill_bytes, read_prompts
 from tsi.models.rotary import Rope
 from tsi.reasoning import target as reasoning
 from tsi.reasoning.particles import ReasoningParams
-from tsi.rewards import reward as rewards
+from tsi.rewards import process_reward as rewards
 
 LONG, LENGTHS = 1136, (1136, 700, 3)
 CONFIGS = {

@@ -178,7 +178,7 @@ def test_a_file_that_is_named_like_a_task_is_a_file(tmp_path, pools):
 
 
 def test_a_file_of_ones_own_has_no_grader_to_go_back_to(pools):
-    with pytest.raises(ConfigurationError, match="'mine', which is no task"):
+    with pytest.raises(ConfigurationError, match="'mine' of these rows has no"):
         choose_grading(OWN, "task", pools)
     with pytest.raises(ConfigurationError, match="record no grader"):
         choose_grading({"task": "gone"}, None, pools)

@@ -144,7 +144,13 @@ def test_one_request_does_not_make_the_others_of_its_batch_fail(served):
     ("error", "status", "words"),
     [
         (ConfigurationError("Raise N."), 400, "Raise N."),
-        (OutOfMemoryError("No memory."), 503, "No memory."),
+        (
+            lambda problems: ProblemError(
+                {problem.id: OutOfMemoryError("No memory.") for problem in problems}
+            ),
+            503,
+            "No memory.",
+        ),
         (ProblemError({"question": ValueError("secret")}), 500, FAILED),
         (ZeroDivisionError("secret"), 500, FAILED),
         (SystemExit("secret"), 500, FAILED),

@@ -204,24 +204,37 @@ def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
     assert len(read_rows(path)) == 4
 
 
-@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), ProblemError({})])
-def test_a_round_that_was_cut_short_is_no_result(tmp_path, error):
+def test_a_round_that_was_cut_short_is_no_result(tmp_path):
     class Cut(FakeEngine):
         def run(self, *arguments, **settings):
+            error = Stopped(signal.SIGTERM)
             error.results = tuple(super().run(*arguments, **settings))
             raise error
 
+    world, path = fake_world(4, rows=16), tmp_path / "rows.jsonl"
+    world = world._replace(engine=Cut(rows=16))
     plan = make_plan(["adaptive_consistency"], [8], 1)
-    world, path = (
-        fake_world(4, rows=16)._replace(engine=Cut(rows=16)),
-        tmp_path / "rows.jsonl",
-    )
-    if isinstance(error, Stopped):
-        with pytest.raises(Stopped):
-            run_plan(plan, world, path, progress=False)
-    else:
+    with pytest.raises(Stopped):
         run_plan(plan, world, path, progress=False)
     assert not path.read_bytes()
+
+
+def test_problems_that_fail_in_rounds_leave_the_rows_of_the_others(tmp_path):
+    class Engine(FakeEngine):
+        def run(self, sampler, key, problems, *arguments, **settings):
+            good = [problem for problem in problems if problem.id != 2]
+            results = super().run(sampler, key, good, *arguments, **settings)
+            if len(good) == len(problems):
+                return results
+            error = ProblemError({2: ValueError("broken")})
+            error.results = tuple(results)
+            raise error
+
+    world = fake_world(4, rows=16)._replace(engine=Engine(rows=16))
+    plan, path = make_plan(["adaptive_consistency"], [8], 1), tmp_path / "rows.jsonl"
+    with pytest.raises(ProblemError, match="broken"):
+        run_plan(plan, world, path, progress=False)
+    assert sorted(cell.problem for cell in read_rows(path)) == [0, 1, 3]
 
 
 @pytest.fixture
