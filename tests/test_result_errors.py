@@ -9,7 +9,7 @@ import pytest
 
 from tsi import samplers
 from tsi.accuracy.answer_errors import answer_errors
-from tsi.accuracy.diagnostics import diagnose, eves, normalise
+from tsi.accuracy.diagnostics import diagnose, eves, probabilities_of
 from tsi.accuracy.replicates import evidence_from_replicates
 from tsi.engine.outcomes import diagnose_run
 from tsi.results.estimand import estimand_of
@@ -187,8 +187,10 @@ def test_what_is_chosen_by_rank_states_no_errors_and_no_sizes(sampler):
 
 
 def test_dead_particles_share_weight_equally_and_others_sum_to_one():
-    np.testing.assert_array_equal(normalise(np.full(4, -np.inf)), np.full(4, 0.25))
-    np.testing.assert_allclose(normalise(np.log([3.0, 1.0]) - 800), [0.75, 0.25])
+    np.testing.assert_array_equal(
+        probabilities_of(np.full(4, -np.inf)), np.full(4, 0.25)
+    )
+    np.testing.assert_allclose(probabilities_of(np.log([3.0, 1.0]) - 800), [0.75, 0.25])
 
 
 @pytest.mark.long

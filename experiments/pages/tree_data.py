@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from tsi.accuracy.diagnostics import normalise
+from tsi.accuracy.diagnostics import probabilities_of
 from tsi.experiments.scaling.rows import round_finite
 from tsi.experiments.solving.merged_tree import merged_tree
 
@@ -46,7 +46,7 @@ def tree_of(
         selected: answer.
         grades: whether an answer is right, of those that have been graded.
     """
-    weights = normalise(log_weights)
+    weights = probabilities_of(log_weights)
     right = [None if a is None else grades.get(a) for a in answers]
     by_answer: dict[str | None, float] = {}
     for answer, weight in zip(answers, weights, strict=True):

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import ConfigurationError
@@ -51,7 +52,7 @@ def first_rollouts(result: Result, num_rollouts: int, estimand: Estimand) -> Res
     )
     num_steps = max(map(len, step_texts))
     rewards = result.steps.rewards
-    ess = np.exp(2 * _log_sum_exp(log_weights) - _log_sum_exp(2 * log_weights))
+    ess = np.exp(2 * logsumexp(log_weights) - logsumexp(2 * log_weights))
     steps = Steps(
         ess=np.array([ess], np.float32),
         ancestors=result.steps.ancestors[:num_steps, :n],
@@ -100,17 +101,6 @@ def first_log_weights(
         log_weights = particles.log_corrections[:size].astype(np.float64)
     else:
         return np.zeros(size), 0.0
-    log_mean = _log_mean_exp(log_weights)
+    log_mean = float(logsumexp(log_weights)) - math.log(size)
     has_weight = math.isfinite(log_mean)
     return log_weights - log_mean if has_weight else np.zeros(size), log_mean
-
-
-def _log_sum_exp(values: np.ndarray) -> float:
-    top = float(values.max())
-    if math.isinf(top):
-        return top
-    return top + math.log(float(np.exp(values - top).sum()))
-
-
-def _log_mean_exp(values: np.ndarray) -> float:
-    return _log_sum_exp(values) - math.log(values.size)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from tsi.accuracy.diagnostics import normalise
+from tsi.accuracy.diagnostics import probabilities_of
 from tsi.errors import ConfigurationError
 from tsi.results.result import Result
 
@@ -186,7 +186,7 @@ def _draws(
             if weighted:
                 indices.append(np.arange(size))
                 continue
-            edges = np.cumsum(normalise(result.log_weights))
+            edges = np.cumsum(probabilities_of(result.log_weights))
             places = (np.arange(size) + rng.random()) / size
             # The last edge may be below one by rounding, so divide by it.
             indices.append(np.searchsorted(edges / edges[-1], places, side="right"))

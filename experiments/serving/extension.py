@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tsi.accuracy.diagnostics import normalise
+from tsi.accuracy.diagnostics import probabilities_of
 from tsi.experiments.solving.solve import thinking_text
 from tsi.results.result import Result
 
@@ -43,7 +43,7 @@ def describe_run(
     """
     estimand, diagnostics = result.estimand, result.diagnostics
     errors, cost = result.posterior.errors, result.ledger
-    weights = normalise(result.log_weights)
+    weights = probabilities_of(result.log_weights)
     fields: dict[str, Any] = {
         **run._asdict(),
         "problem_id": result.problem_id,
@@ -102,7 +102,7 @@ def describe_genealogy(result: Result) -> dict[str, Any]:
     """
     particles, steps = result.particles, result.steps
     texts = particles.step_texts or [[text] for text in particles.texts]
-    weights, resampled = normalise(result.log_weights), steps.resampled
+    weights, resampled = probabilities_of(result.log_weights), steps.resampled
     return {
         "particles": [
             {

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tsi.accuracy.diagnostics import normalise
+from tsi.accuracy.diagnostics import probabilities_of
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.errors import ConfigurationError
 from tsi.experiments.scaling.plots import PAPER_WIDTH, RC, save
@@ -166,7 +166,7 @@ def weights_figure(result: Result) -> Figure:
 
     The title has Pareto k if the particles are a weighted sample.
     """
-    weights = normalise(result.log_weights)
+    weights = probabilities_of(result.log_weights)
     k = result.diagnostics.pareto_k
     if not result.estimand.is_weighted_sample:
         tail = "not a weighted sample"
@@ -282,7 +282,7 @@ def _draw_branches(
 def _label_nodes(
     axes: Axes, result: Result, nodes: list[Node], left_edges: list[float]
 ) -> None:
-    weights = normalise(result.log_weights)
+    weights = probabilities_of(result.log_weights)
     for node in nodes:
         left, number = left_edges[node.step], len(node.slots)
         # Number of equal particles, and their reward.

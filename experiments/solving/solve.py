@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tsi.accuracy.degeneracy import lineages
-from tsi.accuracy.diagnostics import normalise
+from tsi.accuracy.diagnostics import probabilities_of
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.results.result import Result
 
@@ -55,7 +55,7 @@ def genealogy_text(result: Result) -> str:
     """
     texts = result.particles.step_texts
     assert texts is not None
-    weights = normalise(result.log_weights)
+    weights = probabilities_of(result.log_weights)
     lines: list[str] = []
 
     def is_end(branch: Branch) -> bool:

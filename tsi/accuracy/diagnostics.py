@@ -17,7 +17,7 @@ from tsi.accuracy.evidence_variance import variance_of_families
 from tsi.accuracy.pareto import pareto_k
 
 
-def normalise(log_weights: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+def probabilities_of(log_weights: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
     """Weights that sum to one; equal weights if all are zero."""
     log_weights = np.asarray(log_weights, np.float64)
     top = log_weights.max()
@@ -67,7 +67,7 @@ def diagnose(
             ranks does not estimate an error, and the dependence between states of a
             chain cannot be estimated from their weights.
     """
-    shares = normalise(log_weights)
+    shares = probabilities_of(log_weights)
     unknown = math.isinf(log_evidence) or not has_errors
     errors = answer_errors(answers, shares, families, num_resamplings)
     variance = math.nan
