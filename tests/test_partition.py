@@ -20,6 +20,7 @@ from small_checkpoints import logits, saved, small_config
 
 from tsi import samplers
 from tsi.engine.engine import Engine
+from tsi.engine.meters.clock import Timed
 from tsi.engine.writers import Writers
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
@@ -36,6 +37,10 @@ FAMILY = [
     pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
     for name in NAMES
 ]
+
+COLLECTIVES = re.compile(
+    "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+)
 
 ON_EIGHT_DEVICES = """
 import json, sys
@@ -74,18 +79,19 @@ def on_eight_devices(folder: Path):
 
     Each group of devices compiles its own programs, hence few groups.
     """
-    drawn, caches = {}, {}
+    drawn, caches, collectives = {}, {}, {}
     for data, model in ((2, 1), (1, 4), (2, 2)):
         draw, shape = draw_with_loaded(folder, mesh_of(data, model)), f"{data} {model}"
-        with cache_memory() as seen:
+        with cache_memory() as seen, collectives_of_programs() as found:
             drawn[shape] = draw(test_engine.SAMPLER)
-        caches[shape] = list(seen.values())
+        caches[shape], collectives[shape] = list(seen.values()), found
     return {
         "families": divided(folder, QUICK),
         "samples": drawn,
         # Along both axes at once.
         "explored": draw(EXPLORER),
         "caches": caches,
+        "collectives": collectives,
         "solved": solved("--model-parallel", "2"),
         "refused": solved("--model-parallel", "3"),
     }
@@ -118,6 +124,24 @@ def cache_memory():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writers, "write", watch)
         yield seen
+
+
+@contextlib.contextmanager
+def collectives_of_programs():
+    """The collectives in the HLO of programs that move, fork or draw, by part."""
+    found, call = {}, Timed.__call__
+
+    def watch(self, *arguments):
+        name = self.program.__name__
+        by_name = found.setdefault(self.part, {})
+        if self.part in ("move", "decide", "decode") and name not in by_name:
+            hlo = self.program.lower(*arguments).compile().as_text()
+            by_name[name] = sorted(set(COLLECTIVES.findall(hlo)))
+        return call(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Timed, "__call__", watch)
+        yield found
 
 
 def draw_with_loaded(folder: Path, mesh=None):
@@ -230,6 +254,17 @@ def test_keys_and_values_lie_with_their_problems_divided_by_their_heads(eight):
         for total, where in found:
             assert total > 0
             assert list(where.values()) == [total // heads] * model
+
+
+@pytest.mark.long
+def test_no_byte_of_a_cache_crosses_devices_at_a_fork(eight):
+    for shape, parts in eight["collectives"].items():
+        programs = parts["move"] | parts["decide"]
+        # Forks of rows, blocks to slots, and slots to blocks.
+        assert {"_arrange", "page_in", "page_out", "_admit"} <= programs.keys()
+        assert not any(programs.values())
+        # Only products with divided weights are summed over devices.
+        assert any(parts["decode"].values()) == (not shape.endswith(" 1"))
 
 
 @pytest.mark.long
