@@ -88,7 +88,10 @@ def test_the_table_has_medians_and_ratios_at_the_largest_size_measured_below():
     cold, peer = Cell("filter", "cold", 4), Cell("filter", "its_hub", 4)
     rows = [row(cold._replace(repeat=i), s) for i, s in enumerate([5, 2, 4])]
     rows += [row(peer, 8, reward_tokens=0), row(Cell("filter", "cold", 16), 10)]
-    rows += [row(Cell("filter", "its_hub", 32), 1), row(Cell("rows", "tsi", 8), 0.5)]
+    rows += [
+        row(Cell("filter", "its_hub", 32), 1),
+        row(Cell("rows", "tsi", 8), 0.5, ceiling=4000),
+    ]
     rows += [row(Cell("rows", "tsi", 33), 0.1), row(Cell("rows", "llama.cpp", 8), 0.2)]
     text = table(rows, FACTS, "abc")
     four, sixteen = cells_of(text, "tsi, cold")
@@ -101,8 +104,10 @@ def test_the_table_has_medians_and_ratios_at_the_largest_size_measured_below():
         "–",
         "–",
     ]
-    assert cells_of(text, "8") == [["8", "2,000", "5,000", "1.00", "1.00"]]
-    assert cells_of(text, "33") == [["33", "10,000", "–", "1.00", "–"]]
+    assert cells_of(text, "8") == [
+        ["8", "2,000", "5,000", "1.00", "1.00", "4,000", "0.50"]
+    ]
+    assert cells_of(text, "33") == [["33", "10,000", "–", "1.00", "–", "–", "–"]]
     alone = table([row(cold, 1)], FACTS, "abc")
     assert cells_of(alone, "tsi, cold")[0][7:9] == ["–", "–"]
 

@@ -2,7 +2,9 @@
 
 ``python -m tsi.experiments.benchmarks.busy_rows --rows 64`` prints one line of JSON.
 Rows have separate caches of one length and draw tokens in one compiled loop, without
-resampling, rewards or waiting.
+resampling, rewards or waiting. ``ceiling`` is the rate at which the device would do
+only the arithmetic, or only read weights and caches, whichever takes longer
+(:mod:`tsi.experiments.benchmarks.ceilings`).
 """
 
 import json
@@ -14,9 +16,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import tyro
+from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from tsi.decoding.categorical import categorical
+from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.command import exit_code
 from tsi.loading.model_checks import load_model
@@ -94,13 +98,29 @@ def run(busy: BusyRows) -> dict[str, Any]:
         start_time = time.perf_counter()
         jax.block_until_ready(draw(policy, context, key, busy))
         seconds.append(time.perf_counter() - start_time)
-    seconds_per_loop = min(seconds)
-    generated = busy.rows * busy.tokens
+    peak = peak_bytes()
+    ceilings = measure_ceilings(policy.trunk.cache_dtype, [1024, 2048], 2**29)
     return {
-        "seconds": seconds_per_loop,
-        "generated_tokens": generated,
-        "peak_bytes": peak_bytes(),
+        "seconds": min(seconds),
+        "generated_tokens": busy.rows * busy.tokens,
+        "peak_bytes": peak,
+        "ceiling": ceiling_of(policy, busy, ceilings),
     }
+
+
+def ceiling_of(policy: LanguageModel, busy: BusyRows, ceilings: Ceilings) -> float:
+    """The highest possible number of tokens per second."""
+    config = policy.config
+    context = busy.cache + busy.tokens / 2
+    arithmetic = busy.rows * config.flops_per_token(context) / ceilings.flops
+    weights = jax.tree.leaves(nnx.state(policy, nnx.Param))
+    num_bytes = float(sum(leaf.nbytes for leaf in weights))
+    if not config.tied:
+        # Of an embedding that is no head, one row is read per token.
+        num_bytes -= policy.trunk.embedding[...].nbytes
+    per_position = 2 * config.num_layers * config.num_kv_heads * config.head_width
+    num_bytes += busy.rows * context * per_position * policy.trunk.cache_dtype.itemsize
+    return busy.rows / max(arithmetic, num_bytes / ceilings.bandwidth)
 
 
 def main(busy: tyro.conf.OmitArgPrefixes[BusyRows] = BusyRows()) -> None:  # noqa: B008

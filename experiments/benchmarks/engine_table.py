@@ -40,7 +40,8 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
     if busy:
         parts += [
             f"Tokens per second with all rows busy and {busy[0]['work']['cache']} "
-            "filled positions in each row's cache.",
+            "filled positions in each row's cache. The ceiling is the machine's, for "
+            "arithmetic or for memory, whichever is lower.",
             busy_table(busy),
         ]
     for row in rows:
@@ -141,15 +142,22 @@ def busy_table(rows: Sequence[Row]) -> str:
     programs = list(dict.fromkeys(by for _, by in groups))
     lines = [["rows", *(f"{NAMES.get(by, by)} tokens/s" for by in programs)]]
     lines[0] += [f"{NAMES.get(by, by)} GiB" for by in programs]
+    lines[0] += ["ceiling", "tsi of ceiling"]
     for size in dict.fromkeys(size for size, _ in groups):
         repeats = [groups.get((size, by), []) for by in programs]
         speeds = [statistics.median(map(rate, g)) if g else None for g in repeats]
         peaks = [median(g, "peak_bytes") for g in repeats]
+        own = groups.get((size, "tsi"), [])
+        ceiling = median(own, "ceiling")
         lines.append(
             [
                 str(size),
                 *(format_number(speed, 0) for speed in speeds),
                 *(format_number(p / GIB if p else None, 2) for p in peaks),
+                format_number(ceiling, 0),
+                format_number(
+                    statistics.median(map(rate, own)) / ceiling if ceiling else None, 2
+                ),
             ]
         )
     return markdown(lines)
