@@ -281,8 +281,8 @@ def mutant_of(old: str, new: str):
 
 MUTANTS = {
     "the past does not follow the ramp": (
-        "before._replace(log_base=before.log_base + past)",
-        "before",
+        "old_population._replace(log_base=old_population.log_base + past)",
+        "old_population",
     ),
     "the past follows by the whole exponent": (
         "exponent - state.exponent)",
@@ -290,10 +290,13 @@ MUTANTS = {
     ),
     "p counts once more": ("exponent - 1.0)\n        past", "exponent)\n        past"),
     "the last power is that of the ramp": (
-        "jnp.where(over, jnp.asarray(alpha, exponent.dtype), exponent)",
+        "jnp.where(all_finished, jnp.asarray(alpha, exponent.dtype), exponent)",
         "exponent",
     ),
-    "the ramp is one step late": ("ramp(before.t + 1)", "ramp(before.t + 0)"),
+    "the ramp is one step late": (
+        "ramp(old_population.t + 1)",
+        "ramp(old_population.t + 0)",
+    ),
     "log p is not forked": (
         "log_probs=state.log_probs[ancestors]",
         "log_probs=state.log_probs",
@@ -302,7 +305,7 @@ MUTANTS = {
         "log_probs=state.log_probs + step",
         "log_probs=step",
     ),
-    "weights are not reset": ("jnp.where(due, equal, log_w)", "log_w"),
+    "weights are not reset": ("jnp.where(is_resampling, equal, log_w)", "log_w"),
     "the correction is dropped": ("reply.log_corrections + ", ""),
 }
 HARMLESS = ("the ramp is one step late",)

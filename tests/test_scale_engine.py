@@ -79,6 +79,8 @@ def test_derived_rows_equal_a_run_of_their_own(world, finished, method):
         expected.pop("seconds")
         assert {name: row[name] for name in expected} == expected
         row.pop("settings")
+        # The texts are those of the shared pool.
+        assert len(row.pop("texts_id")) == 12
         assert row.keys() == expected.keys()
 
 
