@@ -43,6 +43,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(process_group, "BEAT_INTERVAL", 0.01)
     monkeypatch.setattr(process_group, "POLL_INTERVAL", 0.01)
     monkeypatch.setattr(process_group, "EXIT_TIMEOUT", 0.2)
+    # Signals of earlier tests are no requests to stop.
+    with raise_on_sigterm():
+        pass
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

@@ -17,7 +17,7 @@ from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.termination import raise_on_sigterm, stop_with_group
+from tsi.termination import is_stop_requested, raise_on_sigterm, stop_with_group
 
 KEY = jax.random.key(7)
 
@@ -202,6 +202,12 @@ def test_rows_that_are_being_written_when_a_signal_comes_are_kept(
         # The engine works on the second batch meanwhile.
         run_plan(plan, fake_world(8, sleep=2.0, rows=16), path, progress=False)
     assert len(read_rows(path)) == 4
+
+
+def test_a_signal_to_an_earlier_run_is_no_request_to_stop_a_later_one():
+    with raise_on_sigterm(), pytest.raises(Stopped):
+        terminate()
+    assert not is_stop_requested()
 
 
 def test_a_round_that_was_cut_short_is_no_result(tmp_path):

@@ -66,17 +66,21 @@ def raise_on_sigterm() -> Iterator[None]:
     A handler that the user has set is kept. In threads other than the main one, which
     receive no signals, the context does nothing.
     """
-    if is_main_thread():
-        _request.signals, _request.by_group = 0, False
-    before = signal.getsignal(signal.SIGTERM)
-    if not is_main_thread() or before is not signal.SIG_DFL:
+    if not is_main_thread():
         yield
         return
-    signal.signal(signal.SIGTERM, stop_at_once)
+    # Ctrl-C in an earlier run of this program is no request to stop this one.
+    _request.signals, _request.by_group = 0, False
+    before = signal.getsignal(signal.SIGTERM)
+    is_ours = before is signal.SIG_DFL
+    if is_ours:
+        signal.signal(signal.SIGTERM, stop_at_once)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if is_ours:
+            signal.signal(signal.SIGTERM, before)
+            _request.signals, _request.by_group = 0, False
 
 
 def is_main_thread() -> bool:
