@@ -17,6 +17,7 @@ again, because ratios are meaningful only for one state of software and machine.
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -158,7 +159,6 @@ class Bench:
 
     def __init__(self, options: Options, scratch: Path) -> None:
         self.options, self.scratch = options, scratch
-        self._folders = 0
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """One cell's numbers.
@@ -182,18 +182,15 @@ class Bench:
     def _measure_tsi(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
         module = {"rows": busy_rows, "law": step_law, "filter": filter_run}[cell.what]
         command = [sys.executable, "-m", module.__name__, *command_arguments(work)]
-        cache_folder = self.scratch / f"compiled-{cell.size}"
-        if cell.by == "warm" and not cache_folder.exists():
-            # An earlier command has measured the cold one.
-            run_process(command, "", compilation_environment(cache_folder))
+        # The folder's path is a part of what JAX looks programs up by.
+        cache_folder = self.scratch / f"compiled-{cell.what}-{cell.size}"
+        environment = compilation_environment(cache_folder)
         if cell.by != "warm":
-            self._folders += 1
-            empty_folder = self.scratch / f"fresh-{self._folders}"
-            numbers = run_process(command, "", compilation_environment(empty_folder))
-            if cell.by == "cold" and not cache_folder.exists():
-                empty_folder.rename(cache_folder)
-            return numbers
-        return run_process(command, "", compilation_environment(cache_folder))
+            shutil.rmtree(cache_folder, ignore_errors=True)
+        elif not cache_folder.exists():
+            # An earlier command has measured the cold one.
+            run_process(command, "", environment)
+        return run_process(command, "", environment)
 
     def _request(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
         path = get(self.options.model)
