@@ -75,6 +75,14 @@ def test_ctrl_c_stops_between_two_looks_and_loses_no_result(
         same(result, results[result.problem_id])
 
 
+def test_an_extract_that_returns_no_text_costs_its_problems(runner):
+    sampler = samplers.self_consistency()
+    with pytest.raises(ProblemError, match="it returned list") as caught:
+        runner.run(sampler, KEY, PROBLEMS, 16, extract=list, temperature=20.0)
+    assert set(caught.value.failures) == {problem.id for problem in PROBLEMS}
+    assert caught.value.results == ()
+
+
 def test_an_extract_that_raises_costs_its_problem(runner):
     sampler = samplers.self_consistency()
     results = runner.run(sampler, KEY, PROBLEMS, 16, extract=extract, temperature=20.0)

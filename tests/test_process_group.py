@@ -246,6 +246,29 @@ def test_one_group_runs_two_plans_in_turn(pair, tmp_path):
     assert found == [[5, 5]]
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("keep", [{"keep": "all"}, {"keep": "none"}]),
+        ("continue_anyway", [{}, {"continue_anyway": True}]),
+    ],
+)
+def test_processes_that_write_differently_are_refused(pair, tmp_path, name, settings):
+    plan = make_plan(["smc"], [2], 1)
+
+    def run(group):
+        own_settings = settings[group.index]
+        path = tmp_path / "rows.jsonl"
+        run_plan(plan, fake_world(4), path, progress=False, group=group, **own_settings)
+
+    first, second = pair
+    ahead, found = in_thread(lambda: run(first))
+    with pytest.raises(ConfigurationError, match=rf"process 0 \({name}\)"):
+        run(second)
+    ahead.join(10)
+    assert name in str(found[0])
+
+
 def test_a_signal_to_all_is_no_second_signal_to_the_slower(pair):
     first, second = pair
     stop = StopEvent()

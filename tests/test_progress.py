@@ -2,8 +2,9 @@
 
 import re
 
-from fake_world import fake_world
+from fake_world import FakeEngine, fake_world
 
+from tsi.engine.meters.report import Totals
 from tsi.experiments.scaling.plan import batches, make_plan
 from tsi.experiments.scaling.progress import describe_batch
 from tsi.experiments.scaling.scale import run_plan
@@ -50,3 +51,23 @@ def test_the_bar_counts_cells_and_tokens_and_the_cost_is_measured(tmp_path, caps
     assert "measured" not in capsys.readouterr().err
     run_plan(plan, other, tmp_path / "third.jsonl", progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_ends_with_what_the_engine_has_done_for_it(tmp_path, capsys):
+    class Counting(FakeEngine):
+        totals = Totals(1000, 1000, 7, 5.0)
+
+        def run(self, *arguments, **settings):
+            self.totals = self.totals.plus(Totals(30, 40, 1, 2.0))
+            return super().run(*arguments, **settings)
+
+    plan = make_plan(["smc"], [1, 4], 1)
+    world = fake_world(6)._replace(engine=Counting())
+    run_plan(plan, world, tmp_path / "rows.jsonl", progress=True)
+    assert (
+        "60 tokens were written, with a row utilisation of 0.75; 2 programs were "
+        "compiled or read from disk in 4 s." in capsys.readouterr().err
+    )
+    # A second run has nothing to do, and nothing to say.
+    run_plan(plan, world, tmp_path / "rows.jsonl", progress=True)
+    assert "utilisation" not in capsys.readouterr().err

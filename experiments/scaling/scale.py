@@ -89,8 +89,7 @@ def run_plan(
         ) as results,
         _particles_file(path, group.index, keep) as particles,
     ):
-        facts = facts_of(plan, world, path)
-        group.agree({**facts, "keep": keep, "continue_anyway": continue_anyway})
+        group.agree(facts_of(plan, world, path, keep, continue_anyway))
         check_problems(path, results.rows, world.problems)
         if group.is_first:
             results.check_sharing()
@@ -158,13 +157,22 @@ def _particles_file(
         yield particles
 
 
-def facts_of(plan: Plan, world: World, path: Place) -> dict[str, Any]:
+def facts_of(
+    plan: Plan, world: World, path: Place, keep: Keep, continue_anyway: bool
+) -> dict[str, Any]:
     """What all processes of a run must agree on."""
     # Each process has measured its server itself.
     own = ("commit", "server_seeds")
     settings = {k: v for k, v in world.settings.items() if k not in own}
     problems = [list(problem) for problem in sort_problems(world.problems)]
-    return {**plan._asdict(), **settings, "problems": problems, "out": str(path)}
+    return {
+        **plan._asdict(),
+        **settings,
+        "problems": problems,
+        "out": str(path),
+        "keep": keep,
+        "continue_anyway": continue_anyway,
+    }
 
 
 def _wait_for_others(
