@@ -295,6 +295,16 @@ Dry = Annotated[DryRun, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="cost")]
 """See `Models`."""
 
 
+ContinueAnyway = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="continue rows that were made with other versions of JAX or tsi, or on "
+        "another kind of device or server; every row records its own."
+    ),
+]
+"""The option of commands that continue a file of rows."""
+
+
 def check_positive(**numbers: int) -> None:
     """Refuse numbers below 1, by name.
 

@@ -84,7 +84,7 @@ class ProblemError(TsiError):
             "of the others are kept. Fix the cause and run the failed ones again."
         )
 
-    def joined(self, other: "ProblemError") -> "ProblemError":
+    def join(self, other: "ProblemError") -> "ProblemError":
         """One error for the failed problems of both, without results."""
         return ProblemError(
             self.failures | other.failures,

@@ -15,6 +15,7 @@ from tsi.experiments.commands.forecast_output import (
     print_share_cost,
 )
 from tsi.experiments.model_options import (
+    ContinueAnyway,
     Dry,
     DryRun,
     ModelOptions,
@@ -37,7 +38,7 @@ def scale(
     temperatures: tuple[float, ...] = (),
     out: str | None = None,
     keep: Literal["all", "solutions", "none"] = "solutions",
-    continue_anyway: bool = False,
+    continue_anyway: ContinueAnyway = False,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
     distributed: bool = False,
@@ -63,8 +64,7 @@ def scale(
         keep: what to keep in addition to rows, compressed: the texts, answers, weights
             and rewards of all particles (solutions); also each step, with its ancestors
             and rewards (all); or nothing.
-        continue_anyway: continue rows that were made with other versions of JAX or tsi,
-            or on another kind of device; every row records its own.
+        continue_anyway: see `ContinueAnyway`.
         progress: show a progress bar with the time left.
         dry: estimate the cost and run nothing.
         distributed: divide the problems among several processes, all started with this

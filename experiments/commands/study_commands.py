@@ -5,13 +5,13 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from tsi.experiments.commands.scale_commands import scale
-from tsi.experiments.model_options import Dry, DryRun
+from tsi.experiments.model_options import ContinueAnyway, Dry, DryRun
 
 
 def run(
     file: Positional[Path],
     out: Path | None = None,
-    continue_anyway: bool = False,
+    continue_anyway: ContinueAnyway = False,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
@@ -21,8 +21,7 @@ def run(
         file: see the module tsi.experiments.experiment.
         out: folder for a folder per experiment, a table that compares them and a copy
             of the file (default: results/NAME).
-        continue_anyway: continue rows that were made with other versions of JAX or tsi,
-            or on another kind of device; every row records its own.
+        continue_anyway: see `ContinueAnyway`.
         progress: show progress bars with the time left.
         dry: estimate the costs and run nothing.
     """
@@ -48,7 +47,7 @@ def reproduce(
     only: tuple[str, ...] = (),
     served: str | None = None,
     reward: str | None = None,
-    continue_anyway: bool = False,
+    continue_anyway: ContinueAnyway = False,
     progress: bool = True,
     dry: Dry = DryRun(),  # noqa: B008
 ) -> int:
@@ -62,8 +61,7 @@ def reproduce(
         served: address of a server that has the policies, which are then not loaded.
         reward: replaces the published reward model, for example by
             served-prm:URL,format=qwen,tokenizer=PATH.
-        continue_anyway: continue rows that were made with other versions of JAX or tsi,
-            or on another kind of device; every row records its own.
+        continue_anyway: see `ContinueAnyway`.
         progress: show progress bars with the time left.
         dry: estimate the costs and run nothing.
     """

@@ -102,7 +102,7 @@ def run_rounds(
                 **options,
             )
         except ProblemError as error:
-            failure = error if failure is None else failure.joined(error)
+            failure = error if failure is None else failure.join(error)
             results = error.results
         except Stopped as error:
             stopped, results = error, error.results

@@ -44,7 +44,7 @@ def requests_of_rows(
     """
     places = np.flatnonzero(asked)[:, None]
 
-    def flatten_asked(values: Any) -> Any:
+    def flatten_rows(values: Any) -> Any:
         return np.asarray(values)[asked].reshape(-1)
 
     sources = None
@@ -56,8 +56,8 @@ def requests_of_rows(
     return RowRequests(
         np.flatnonzero(np.repeat(asked, population.plan.rows)),
         parents.reshape(-1),
-        None if request.depths is None else flatten_asked(request.depths),
-        flatten_asked(request.extend),
+        None if request.depths is None else flatten_rows(request.depths),
+        flatten_rows(request.extend),
         sources,
     )
 

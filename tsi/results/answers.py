@@ -141,7 +141,7 @@ def answers_in(text: str) -> Iterator[str]:
         text: untrusted; only its last 65,536 characters are read.
     """
     text = text[-MAX_TEXT:]
-    boxed = _last_boxed(text)
+    boxed = _find_last_box(text)
     if boxed is not None:
         yield boxed
         return
@@ -163,7 +163,7 @@ def find_answer(text: str, limit: int = MAX_ANSWER) -> str | None:
         The answer as written in the text; None if it has neither box nor cue.
     """
     text = text[-MAX_TEXT:]
-    boxed = _last_boxed(text, limit)
+    boxed = _find_last_box(text, limit)
     return _find_statement(text, limit) if boxed is None else boxed
 
 
@@ -173,7 +173,7 @@ def last_number(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def _last_boxed(text: str, limit: int = MAX_ANSWER) -> str | None:
+def _find_last_box(text: str, limit: int = MAX_ANSWER) -> str | None:
     for box in reversed(list(_BOX.finditer(text))[-MAX_PLACES:]):
         content = brace_content(text, box.end() - 1, limit)
         if content is not None:
