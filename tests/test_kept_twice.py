@@ -3,15 +3,17 @@
 import pytest
 from fake_world import FakeEngine, fake_world, read_answer
 
+from tsi.errors import ResultsError
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.scaling.graded_run import Grading
 from tsi.experiments.scaling.particle_files import read_particles
 from tsi.experiments.scaling.plan import make_plan
 from tsi.experiments.scaling.regrade import regrade
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.scaling.results import Cell, read_rows
 from tsi.experiments.scaling.scale import run_plan
 
+METHOD = "weighted_best_of_n"
 GRADED = ("selected", "correct", "expected_correct", "num_right", "num_answered")
 
 
@@ -65,3 +67,53 @@ def test_a_page_shows_one_tree_of_a_run(path):
     trees = trees_of(read_rows(path), path, 6)
     keys = [(tree["method"], tree["seed"], tree["problem"]) for tree in trees]
     assert len(set(keys)) == len(keys) > 0
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_page_shows_the_texts_that_rows_name(tmp_path, kept):
+    path, world = tmp_path / "rows.jsonl", fake_world(6)
+    world, plan = world._replace(engine=RestlessEngine()), make_plan([METHOD], [2], 2)
+    drawn = []
+    for _ in range(2):
+        # The rows of one of the two runs are lost.
+        path.unlink(missing_ok=True)
+        run_plan(plan, world, path, progress=False)
+        drawn.append(read_rows(path))
+    first, second = ([row["selected"] for row in rows.values()] for rows in drawn)
+    assert first != second
+    trees = trees_of(drawn[kept], path, 6)
+    assert len(trees) == 12
+    for tree in trees:
+        row = drawn[kept][Cell(METHOD, 2, tree["seed"], tree["problem"])]
+        assert tree["selected"] == row["selected"]
+    unnamed = {
+        cell: {name: value for name, value in row.items() if name != "texts_id"}
+        for cell, row in drawn[1].items()
+    }
+    assert trees_of(unnamed, path, 6) == trees_of(drawn[1], path, 6)
+
+
+def test_a_page_shows_the_pool_of_the_method_that_it_names(path):
+    """The pool is drawn for two methods, and then again for a third one."""
+    world = fake_world(6)._replace(engine=RestlessEngine())
+    world.engine.calls = [None] * 99
+    methods = ["self_consistency", "best_of_n", "smc", "weighted_best_of_n"]
+    run_plan(make_plan(methods, [2, 8], 2), world, path, progress=False)
+    rows = read_rows(path)
+    trees = [x for x in trees_of(rows, path, 6) if x["method"] == "weighted_best_of_n"]
+    assert len(trees) == 12
+    for tree in trees:
+        row = rows[Cell("weighted_best_of_n", 8, tree["seed"], tree["problem"])]
+        assert tree["selected"] == row["selected"]
+
+
+def test_rows_whose_pool_was_drawn_again_and_not_kept_are_not_regraded(tmp_path):
+    path, world = tmp_path / "rows.jsonl", fake_world(6)
+    world = world._replace(engine=RestlessEngine())
+    for method, keep in (("weighted_best_of_n", "solutions"), ("best_of_n", "none")):
+        plan = make_plan([method], [8], 1)
+        run_plan(plan, world, path, progress=False, keep=keep)
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match=r"6 of 12 rows of .* have no kept texts"):
+        regrade(path, grading)
+    assert path.read_bytes() == before

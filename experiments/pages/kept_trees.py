@@ -9,11 +9,13 @@ from tsi.experiments.files.places import Place, file_system
 from tsi.experiments.pages.tree_data import tree_of
 from tsi.experiments.scaling.curves import Rows
 from tsi.experiments.scaling.kept_particles import KeptRun, RunKey
+from tsi.experiments.scaling.methods import get_method, shared_source_of
 from tsi.experiments.scaling.particle_files import (
     particle_files,
     particles_place,
     read_particles,
 )
+from tsi.experiments.scaling.row_format import TEXTS_ID
 from tsi.problem_ids import id_order
 
 MAX_PARTICLES = 16
@@ -24,7 +26,8 @@ and make the page large."""
 def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]]:
     """The genealogies of some problems, those on which methods disagree first.
 
-    Runs whose steps were not kept are shown as one step, with the whole text.
+    Runs whose steps were not kept are shown as one step, with the whole text. Of a run
+    that was repeated and has drawn other texts, those are shown that its rows name.
 
     Args:
         rows: of the run.
@@ -40,13 +43,17 @@ def trees_of(rows: Rows, place: Place, max_problems: int) -> list[dict[str, Any]
     small = [budget for budget in budgets if budget <= MAX_PARTICLES]
     budget = max(small, default=min(budgets))
     problems = set(_problems(rows, budget)[:max_problems])
-    grades = _grades(rows)
-    runs: dict[RunKey, KeptRun] = {}
+    grades, names = _grades(rows), _names(rows, budget)
+    runs: dict[RunKey, dict[str, KeptRun]] = {}
     for run in read_particles(place):
         if run.key.problem in problems and run.key.num_particles == budget:
-            # Of a run that was repeated and has drawn other texts, the first.
-            runs.setdefault(run.key, run)
-    return [_tree(run, grades[key.problem]) for key, run in runs.items()]
+            runs.setdefault(run.key, {})[run.texts_id] = run
+    return [
+        _tree(found[name], grades[key.problem])
+        for key, found in runs.items()
+        # Rows of earlier versions name none: theirs is the last, as in `tsi regrade`.
+        for name in [x for x in names.get(key, [*found][-1:]) if x in found][:1]
+    ]
 
 
 def has_particles(place: Place) -> bool:
@@ -65,6 +72,23 @@ def _problems(rows: Rows, budget: int) -> list[int | str]:
         if cell.budget == budget:
             seen.add(bool(row.get("correct")))
     return sorted(outcomes, key=lambda id: (len(outcomes[id]) < 2, id_order(id)))
+
+
+def _names(rows: Rows, budget: int) -> dict[RunKey, list[str]]:
+    """The texts that rows name, by run; those of a row of the run's own method first.
+
+    Rows of methods that share a run may name different texts, if it was repeated.
+    """
+    names: dict[RunKey, list[str]] = {}
+    for cell, row in rows.items():
+        if cell.budget != budget or TEXTS_ID not in row:
+            continue
+        is_shared = get_method(cell.method).never_resamples
+        source = shared_source_of(cell.method) if is_shared else cell.method
+        key = RunKey(source, budget, cell.seed, cell.problem)
+        named = names.setdefault(key, [])
+        named.insert(0 if cell.method == source else len(named), row[TEXTS_ID])
+    return names
 
 
 def _grades(rows: Rows) -> dict[int | str, dict[str, bool]]:

@@ -74,9 +74,12 @@ class RowWriter:
                 batch.source, world.max_steps, is_served=world.is_served
             )
             self._particles.append(records, world.settings | settings)
-            names = {r["problem"]: id_of_texts(r["texts"]) for r in records}
-            rows = [(cell, row | {TEXTS_ID: names[cell.problem]}) for cell, row in rows]
-        self._results.append(row for row in rows if row[0] in missing)
+        names = {x.problem_id: id_of_texts(x.particles.texts) for x in results}
+        self._results.append(
+            (cell, row | {TEXTS_ID: names[cell.problem]})
+            for cell, row in rows
+            if cell in missing
+        )
 
 
 class BackgroundWriter:
