@@ -16,7 +16,7 @@ from tsi.experiments.problem_options import ProblemOptions
 from tsi.experiments.scaling.regrade_command import GraderPools, choose_grading
 from tsi.experiments.tasks.presets import PRESETS
 from tsi.experiments.worlds.answer_grading import AnswerGrading
-from tsi.experiments.worlds.chosen_task import choose_task
+from tsi.experiments.worlds.chosen_task import choose_problem, choose_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.task_problems import resolve_problems
 from tsi.models.loading.checkpoint import save
@@ -131,6 +131,18 @@ def test_a_function_of_ones_own_grades_what_the_task_finds(pools):
     settings = {"task": "gym:chain_sum", "grader": own}
     assert choose_grading(settings, None, pools).extract(text) == "about -12"
     assert choose_grading(settings, "numeric", pools).extract(text) == "-12"
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer"),
+    [(None, "7/2"), ("math", "7/2"), ("test_problem_options:count_digits", "3.50")],
+)
+def test_a_function_of_ones_own_gets_the_answer_to_a_question_as_written(
+    grader, answer
+):
+    options = ProblemOptions(grader=grader)
+    task, _ = choose_problem(options, "How many?", has_policy=True)
+    assert task.extract("The answer is 3.50.") == answer
 
 
 def say_yes(problem, answer):

@@ -283,6 +283,29 @@ def test_settings_of_a_generator_may_be_lists():
     assert is_correct(problem, problem.answer)
 
 
+def test_a_setting_of_a_generator_may_be_a_member_of_an_enumeration():
+    pytest.importorskip("reasoning_gym")
+    task = get_task("gym:word_sorting,transformation=lowercase,max_words=3")
+    problem, *_ = task.problems("test", 5, 0)
+    assert problem.data["settings"]["transformation"] == "lowercase"
+    assert problem.answer == problem.answer.lower()
+    assert is_correct(problem, problem.answer)
+    with pytest.raises(ConfigurationError, match="'small' is not a valid TextTrans"):
+        gym_task("gym:word_sorting,transformation=small")
+
+
+def test_blanks_around_a_value_are_no_part_of_it():
+    name = 'gym:some,a= 2,b=[1, 2] ,c= ["+","-"],d= two words ,e=3 4,f=5 '
+    assert parse_gym_name(name)[1] == {
+        "a": 2,
+        "b": [1, 2],
+        "c": ["+", "-"],
+        "d": "two words",
+        "e": "3 4",
+        "f": 5,
+    }
+
+
 def test_champ_is_read_from_the_installed_package(tmp_path, monkeypatch):
     raw = "@@C(10, 5)@@, or equivalently @@252@@"
     record = {"_text": "How many?", "_raw_answer": raw, "category": "Sequence"}

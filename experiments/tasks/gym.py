@@ -82,6 +82,8 @@ def parse_gym_name(name: str) -> tuple[str, dict[str, Any]]:
     ('chain_sum', {'min_terms': 2, 'allow_negation': True})
     >>> parse_gym_name('gym:simple_equations,operators=["+","-"],max_terms=3')
     ('simple_equations', {'operators': ['+', '-'], 'max_terms': 3})
+    >>> parse_gym_name("gym:word_sorting,transformation= lowercase ,max_words= 4")
+    ('word_sorting', {'transformation': 'lowercase', 'max_words': 4})
     """
     generator, comma, rest = name.removeprefix(PREFIX).partition(",")
     settings: dict[str, Any] = {}
@@ -99,13 +101,16 @@ def parse_gym_name(name: str) -> tuple[str, dict[str, Any]]:
 
 def _first_value(values: str) -> tuple[Any, str, str]:
     """The first value, the comma after it if there is one, and what follows."""
+    text, comma, rest = values.partition(",")
+    values = values.lstrip()
     try:
         value, end = json.JSONDecoder().raw_decode(values)
     except (ValueError, RecursionError):
-        return values.partition(",")
-    if values[end : end + 1] not in ("", ","):
-        return values.partition(",")
-    return value, values[end : end + 1], values[end + 1 :]
+        return text.strip(), comma, rest
+    after = values[end:].lstrip()
+    if after[:1] not in ("", ","):
+        return text.strip(), comma, rest
+    return value, after[:1], after[1:]
 
 
 def extract(text: str) -> str | None:
@@ -212,8 +217,12 @@ def _with_members(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
     declared = get_type_hints(config)
     found = dict(settings)
     for name, value in settings.items():
-        for kind in get_args(declared.get(name)):
-            is_enumeration = isinstance(kind, type) and issubclass(kind, enum.Enum)
-            if is_enumeration and isinstance(value, list):
+        hint = declared.get(name)
+        for kind in get_args(hint) or (hint,):
+            if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+                continue
+            if kind is hint:
+                found[name] = kind(value)
+            elif isinstance(value, list):
                 found[name] = [kind(item) for item in value]
     return found

@@ -82,8 +82,11 @@ def choose_questions(
     """
     if options.task is not None or options.problems is not None or not has_policy:
         return None
-    preset = get_preset(options.preset or "plain")
-    return _adapt(options, question_task(text, preset))
+    task = question_task(text, get_preset(options.preset or "plain"))
+    if options.grader is not None:
+        # Unlike other tasks it has no extractor of its own that the grader would get.
+        task = dataclasses.replace(task, extract=get_grader(options.grader).extract)
+    return _adapt(options, task)
 
 
 def _adapt(options: ProblemOptions, task: Task) -> Task:
