@@ -99,7 +99,7 @@ def scale(
             task, num_problems, shapes_only=dry.dry_run, split=problems.split
         )
         print_notes(world.notes if group.is_first else ())
-        forecast = forecast_share(plan, world, path, group, continue_anyway, dry)
+        forecast = forecast_share(plan, world, path, group, keep, continue_anyway, dry)
         if dry.dry_run:
             return print_share_cost(forecast, group)
         print_notes([] if forecast is None else [forecast.line])
@@ -136,8 +136,8 @@ def regrade(
     Args:
         run: folder of the run, or its rows.jsonl.
         grader: name of another grader, or module:function, called with (Problem,
-            answer), or task for that of a generated task; by default the one that the
-            rows record.
+            answer), or task for the task's own; by default the one that the rows
+            record.
         problems: your own file of problems with corrected answers; problems are matched
             by id, and questions must be those of the run.
         question_column: name of its column of questions.
