@@ -18,7 +18,9 @@ from tsi.serving.served_judge import ServedJudge
         (Reading(100.0, True), 200, 0),
         (Reading(100.0, False), 12 * 110, 0),
         (Reading(100.0, True, 20, True), 200, 12 * 25),
+        (Reading(100.0, True, 20, True, True), 200, 200 + 12 * 25),
         (Reading(100.0, True, 20, False), 200, 12 * 135),
+        (Reading(100.0, True, 20, False, True), 200, 12 * 135),
         (Reading(100.0, False, 0, False), 12 * 110, 12 * 115),
     ],
 )
@@ -66,5 +68,11 @@ def test_what_a_judge_reads_is_counted():
         assert reading_of(world) == Reading(prompt, True, 3, True)
         _, line, _ = served_line(world, [("best_of_n", 2, 5)])
         # 30 steps; solutions of at most 6 tokens are read once.
-        assert f"{5 * prompt} tokens read to draw steps and {60 + 90} to judge" in line
+        sent = f"{5 * prompt} tokens read to draw steps (beyond its cache) and "
+        assert f"{sent}{60 + 90} to judge" in line
+        engine.scorer = ServedJudge(
+            engine.policy, question, engine.encode, address="http://other"
+        )
+        _, line, _ = served_line(world, [("best_of_n", 2, 5)])
+        assert f"{sent}{5 * prompt + 60 + 90} to judge" in line
         engine.policy.client.close()

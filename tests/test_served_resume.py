@@ -82,6 +82,7 @@ def test_a_tokenizer_is_known_by_what_it_does(tmp_path):
             "served_tokenizer_sha256": digest,
         }
 
+    assert "served_tokenizer_sha256" not in settings
     write(path, named("/a/t", tokenizer), CELLS[0])
     write(path, named("b", tokenizer), CELLS[1])
     with pytest.raises(ResultsError, match="served_tokenizer_sha256 is"):

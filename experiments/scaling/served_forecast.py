@@ -63,7 +63,9 @@ def reading_of(world: World) -> Reading:
     if isinstance(scorer, ServedJudge):
         is_cached = scorer.judge.abilities.reuses_prompts
         return reading._replace(
-            question=scorer.question_tokens, judge_is_cached=is_cached
+            question=scorer.question_tokens,
+            judge_is_cached=is_cached,
+            judge_is_apart=scorer.address is not None,
         )
     return reading._replace(question=0) if isinstance(scorer, ServedPrm) else reading
 
@@ -137,7 +139,7 @@ def served_line(
     expected, bound = (typical, "about ") if is_known else (most, "at most ")
     judged = "" if reading.question is None else f" and {expected.judged:,.0f} to judge"
     cache = "beyond its cache" if reading.is_cached else "without a cache"
-    line += f", {bound}{expected.sent:,.0f} tokens read to draw steps{judged} ({cache})"
+    line += f", {bound}{expected.sent:,.0f} tokens read to draw steps ({cache}){judged}"
     if engine.prices is not None:
         read_tokens = expected.sent + expected.judged
         cost = engine.prices.cost(expected.generated, read_tokens)

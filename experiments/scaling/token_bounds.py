@@ -41,12 +41,14 @@ class Reading(NamedTuple):
         is_cached: whether it finds the prefixes that it has read or written in a cache.
         question: tokens of a judge's question; None if no server judges.
         judge_is_cached: the same as `is_cached`, of the server that judges.
+        judge_is_apart: whether that is another server than the policy's.
     """
 
     prompt: float
     is_cached: bool
     question: int | None = None
     judge_is_cached: bool = False
+    judge_is_apart: bool = False
 
 
 def tokens_read(
@@ -65,8 +67,11 @@ def tokens_read(
     sent = problems * prompt if reading.is_cached else steps * (prompt + prefix)
     if question is None:
         return sent, 0.0
-    before = 0.0 if reading.judge_is_cached else prompt + prefix
-    return sent, steps * (before + step + question)
+    if not reading.judge_is_cached:
+        return sent, steps * (prompt + prefix + step + question)
+    # A server of its own has not read the prompts that the policy's has read.
+    first = problems * prompt if reading.judge_is_apart else 0.0
+    return sent, first + steps * (step + question)
 
 
 def longest_prefix(plan: Plan, limits: SolutionLimits) -> float:

@@ -111,9 +111,11 @@ def served_world(
         )
     problems = resolve_problems(task, problems, split)
     tokenizer, switches = None, served.switches
+    digest: dict[str, str] = {}
     if served.tokenizer is not None:
         tokenizer = load_tokenizer(get(served.tokenizer), switches=switches)
         switches = {}
+        digest["served_tokenizer_sha256"] = sha256_of_tokenizer(tokenizer)
     policy = connect(
         served.address,
         tokenizer=tokenizer,
@@ -175,8 +177,8 @@ def served_world(
             "server_address": policy.client.address.url,
             "has_chat_template": policy.spelling.chat_template is not None,
             "served_tokenizer": served.tokenizer,
-            "served_tokenizer_sha256": tokenizer and sha256_of_tokenizer(tokenizer),
             "server_seeds": policy.abilities.seeds and not served.together,
+            **digest,
         },
         settings,
         notes_of(policy),
