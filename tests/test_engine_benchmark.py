@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tsi.experiments.benchmarks import engine, step_law
 from tsi.experiments.benchmarks.engine import Cell, Options, key_of, plan
@@ -19,9 +20,12 @@ from tsi.experiments.benchmarks.step_law import (
     counting_boundary,
     hazards,
     length_probabilities,
+    num_weights,
     uniform_policy,
 )
 from tsi.loading.self_judge import self_judge
+from tsi.models.decoder import LanguageModel
+from tsi.models.decoder_config import DecoderConfig
 from tsi.models.loading import catalogue
 from tsi.models.loading.load_tokenizer import load_tokenizer
 
@@ -173,6 +177,42 @@ def test_cold_starts_without_programs_and_warm_with_those_of_a_cold_one(
     assert started_with == [0, 1, 0, 0]
 
 
+def test_programs_of_a_measurement_that_failed_are_not_used(tmp_path, monkeypatch):
+    started_with, failing = [], [True]
+
+    def run_process(command, request, environment):
+        folder = Path(environment["JAX_COMPILATION_CACHE_DIR"])
+        folder.mkdir(exist_ok=True)
+        started_with.append(len(list(folder.iterdir())))
+        (folder / f"program-{len(started_with)}").touch()
+        if failing:
+            raise engine.BenchmarkError(failing.pop())
+        return {}
+
+    monkeypatch.setattr(engine, "run_process", run_process)
+    for first in ("cold", "warm"):
+        scratch = tmp_path / first
+        scratch.mkdir()
+        bench = engine.Bench(SMALL, scratch)
+        failing[:], started_with[:] = ["killed."], []
+        with pytest.raises(engine.BenchmarkError, match="killed"):
+            bench.measure(Cell("filter", first, 4))
+        bench.measure(Cell("filter", "warm", 4))
+        # The first of the warm measurement fills the folder again.
+        assert started_with == [0, 0, 1]
+
+
+def test_the_size_of_the_policy_is_that_of_the_row():
+    law = Cell("law", "tsi", 16)
+    text = table([row(law, 2, num_weights=7_400_000)], FACTS, "abc")
+    assert "8 steps, with a model of 7 million weights: 2.0 s for 1,000 tok" in text
+    assert "8 steps: 2.0 s for 1,000 tok" in table([row(law, 2)], FACTS, "abc")
+    # Embedding, last norm, and per layer two norms, query, key, value and the rest.
+    layer = 2 * 8 + 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16
+    config = DecoderConfig(32, 8, 16, 2, 2, 1, 4, max_length=64)
+    assert num_weights(LanguageModel(config, rngs=nnx.Rngs(0))) == 264 + 2 * layer
+
+
 def test_a_process_that_fails_is_named():
     with pytest.raises(engine.BenchmarkError, match="code 3"):
         engine.run_process(["sh", "-c", "exit 3"], "", {})
@@ -233,6 +273,7 @@ def test_a_run_by_the_law_draws_its_mean():
     found = step_law.run(law)
     lengths = length_probabilities(hazards(law)) * np.arange(1, law.cut + 1)
     assert found["mean_steps"] == 2
+    assert found["num_weights"] == 4_983_040
     # 64 steps with a standard deviation of 2.2.
     assert found["mean_step_tokens"] == pytest.approx(lengths.sum(), abs=1.0)
 

@@ -187,10 +187,15 @@ class Bench:
         environment = compilation_environment(cache_folder)
         if cell.by != "warm":
             shutil.rmtree(cache_folder, ignore_errors=True)
-        elif not cache_folder.exists():
-            # An earlier command has measured the cold one.
-            run_process(command, "", environment)
-        return run_process(command, "", environment)
+        try:
+            if cell.by == "warm" and not cache_folder.exists():
+                # An earlier command has measured the cold one, or it has failed.
+                run_process(command, "", environment)
+            return run_process(command, "", environment)
+        except BenchmarkError:
+            # It may lack programs, and a warm measurement must find all of them.
+            shutil.rmtree(cache_folder, ignore_errors=True)
+            raise
 
     def _request(self, cell: Cell, work: dict[str, Any]) -> dict[str, Any]:
         path = get(self.options.model)

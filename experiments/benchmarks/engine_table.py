@@ -46,12 +46,17 @@ def table(rows: Sequence[Row], facts: dict[str, Any], label: str) -> str:
         ]
     for row in rows:
         if row["what"] == "law":
-            law = row["work"]
+            law, weights = row["work"], row.get("num_weights")
+            model = (
+                ""
+                if weights is None
+                else f", with a model of {weights / 1e6:.0f} million weights"
+            )
             parts.append(
                 f"Known step lengths (log-normal, mean {law['mean']:.0f}, sigma "
                 f"{law['sigma']:.0f}, cut at {law['cut']}), {law['problems']} problems "
-                f"of {law['particles']} particles and {law['steps']} steps, with a "
-                f"model of 5 million weights: {format_number(row['seconds'], 1)} s for "
+                f"of {law['particles']} particles and {law['steps']} steps{model}: "
+                f"{format_number(row['seconds'], 1)} s for "
                 f"{format_number(row['generated_tokens'], 0)} tokens; utilisation "
                 f"{format_number(row.get('utilisation'), 2)}."
             )

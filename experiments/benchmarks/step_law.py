@@ -111,6 +111,11 @@ def uniform_policy(size: int, length: int) -> LanguageModel:
     return policy
 
 
+def num_weights(policy: LanguageModel) -> int:
+    """The number of weights of a language model."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(policy, nnx.Param)))
+
+
 def run(law: Law) -> dict[str, Any]:
     """Run the filter on steps with this distribution."""
     max_tokens = law.steps * law.cut
@@ -122,9 +127,10 @@ def run(law: Law) -> dict[str, Any]:
         max_steps=law.steps,
         log_truncation=0.0,
     )
+    policy = uniform_policy(VOCABULARY, max_tokens + 64)
     engine = Engine(
         target,
-        uniform_policy(VOCABULARY, max_tokens + 64),
+        policy,
         None,
         encode=lambda prompt: [1] * 16,
         decode=lambda tokens: "",
@@ -143,6 +149,7 @@ def run(law: Law) -> dict[str, Any]:
         "mean_step_tokens": run_costs["generated_tokens"] / steps,
         "utilisation": getattr(getattr(engine, "report", None), "utilisation", None),
         "peak_bytes": peak_bytes(),
+        "num_weights": num_weights(policy),
     }
 
 
