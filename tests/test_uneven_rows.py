@@ -8,6 +8,7 @@ from tsi.experiments.pages.page import as_script_data
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.scaling.comparisons import (
     compare,
+    compare_with_best,
     missing_rates_reason,
     scaling_rates,
 )
@@ -83,12 +84,35 @@ def test_seeds_that_both_have_are_compared():
     }
     (found,) = compare(curves_of(several), [("smc", "dvts")], [4])
     assert found.result.num_pairs == 80
+    (note,) = problem_notes(curves_of(several))
+    assert "Methods have different seeds" in note
     single = {
         **rows_of("smc", range(40), seeds=(0, 1, 2)),
         **rows_of("dvts", range(40)),
     }
     (found,) = compare(curves_of(single), [("smc", "dvts")], [4])
     assert found.result.num_pairs == 120
+    assert problem_notes(curves_of(single)) == []
+
+
+def test_the_best_reference_is_one_with_common_problems():
+    rows = {
+        **rows_of("rebase", range(20)),
+        **rows_of("dvts", range(40), FLAT),
+        **rows_of("particle_filter", range(20, 40)),
+        **rows_of("best_of_n", range(10)),
+    }
+    curves = curves_of(rows)
+    assert curves["rebase"][4].accuracy > curves["dvts"][4].accuracy
+    found = {c.method: c.against for c in compare_with_best(curves, 4)}
+    assert found == {
+        "rebase": "dvts",
+        "dvts": "rebase",
+        "particle_filter": "dvts",
+        "best_of_n": "rebase",
+    }
+    alone = {**rows_of("dvts", range(20)), **rows_of("best_of_n", range(20, 40))}
+    assert compare_with_best(curves_of(alone), 4) == []
 
 
 def test_a_page_leaves_out_what_a_method_has_not():

@@ -64,7 +64,8 @@ def compare(
 ) -> list[Comparison]:
     """Compare pairs of methods at all budgets that both have, on common problems.
 
-    Pairs without a common problem are left out.
+    Pairs without a common problem, or of several seeds each without a common seed, are
+    left out.
 
     Args:
         curves: from `curves_of`.
@@ -88,8 +89,9 @@ def compare(
 def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
     """Compare each method with the best of `REFERENCES` at one budget.
 
-    The best itself is compared with the second best of them. Without two methods, of
-    which one is a reference, the list is empty.
+    The best itself is compared with the second best of them. The best for a method is
+    among those with which `compare` can compare it; a method without such a reference
+    is left out.
     """
     methods_here = [method for method, curve in curves.items() if budget in curve]
     references = sorted(
@@ -99,11 +101,14 @@ def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
             REFERENCES.index(base_of(method)),
         ),
     )
-    pairs = [
-        (method, next(r for r in references if r != method))
-        for method in methods_here
-        if set(references) - {method}
-    ]
+    pairs = []
+    for method in methods_here:
+        point = curves[method][budget]
+        for reference in references:
+            other = curves[reference][budget]
+            if reference != method and on_common_problems(point, other) is not None:
+                pairs.append((method, reference))
+                break
     return compare(curves, pairs, [budget])
 
 

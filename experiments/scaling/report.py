@@ -81,10 +81,18 @@ def row_notes(rows: Rows) -> list[str]:
 
 
 def problem_notes(curves: Curves) -> list[str]:
-    """What a table of methods with different problems compares."""
+    """What a table of methods with different problems or seeds compares."""
     points = {method: next(iter(curve.values())) for method, curve in curves.items()}
+    notes = []
+    # A single seed is compared with each of the other method's.
+    if len({frozenset(x.seeds) for x in points.values() if len(x.seeds) > 1}) > 1:
+        notes.append(
+            "Methods have different seeds. Paired differences of two methods with "
+            "several seeds are over those that both have, and pairs of them without a "
+            "common seed are left out."
+        )
     if len({frozenset(point.problems) for point in points.values()}) < 2:
-        return []
+        return notes
     counts = ", ".join(
         f"{get_method(method).label} {len(point.correct)}"
         for method, point in points.items()
@@ -92,7 +100,8 @@ def problem_notes(curves: Curves) -> list[str]:
     return [
         f"Methods have different problems ({counts}). Accuracies and costs are over a "
         "method's own problems; paired differences and scaling rates are over those "
-        "that both methods have."
+        "that both methods have, and pairs without a common problem are left out.",
+        *notes,
     ]
 
 
