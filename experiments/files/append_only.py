@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from tsi.errors import ResultsError
 from tsi.experiments.files.json_lines import (
@@ -24,6 +23,7 @@ from tsi.experiments.files.json_lines import (
     Ending,
     FileView,
     JsonLines,
+    Layout,
     LineError,
 )
 from tsi.models.files import check_regular, describe_error
@@ -35,19 +35,6 @@ NO_LOCKS = frozenset(
     {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 )
 """Errors of flock on file systems without locks: some network and user-space ones."""
-
-
-@runtime_checkable
-class Layout(Protocol):
-    """How the records of a file follow each other; such as `JsonLines`."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def record(self) -> str: ...
-
-    def find_end(self, view: FileView) -> Ending: ...
 
 
 class AppendOnlyFile:

@@ -5,15 +5,17 @@ one. A kill leaves at most an incomplete last member. The file may be any file o
 user: it is decompressed a piece at a time, and its lines are bounded in length.
 """
 
+import dataclasses
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from tsi.experiments.files.json_lines import (
     CHUNK,
     BytesView,
     Ending,
     FileView,
+    Layout,
     LineError,
     parse_object,
 )
@@ -116,19 +118,10 @@ def decompressed_lines(view: FileView | BytesView) -> Iterator[bytes]:
         yield bytes(rest)
 
 
-class GzipMembers(NamedTuple):
-    """What an append-only file of gzip members holds: lines of JSON objects.
+@dataclasses.dataclass(frozen=True)
+class GzipMembers(Layout):
+    """An append-only file of gzip members, which hold lines of JSON objects."""
 
-    Attributes:
-        kind: of file, for messages.
-        record: what it consists of, for messages.
-        check: raises a LineError for an object that the file would not hold.
-        beginnings: with one of which every line begins.
-    """
-
-    kind: str
-    check: Callable[[dict[str, Any]], object]
-    beginnings: tuple[bytes, ...]
     record: str = "gzip member"
 
     def find_end(self, view: FileView) -> Ending:
@@ -149,7 +142,7 @@ class GzipMembers(NamedTuple):
                 if not is_checked:
                     text += piece.content
                     line, newline, _ = text.partition(b"\n")
-                    if not self._is_beginning(line) or len(text) > MAX_RECORD:
+                    if not self.is_beginning(line) or len(text) > MAX_RECORD:
                         raise LineError("its first line is invalid")
                     if newline:
                         self.check(parse_object(line))
@@ -165,9 +158,6 @@ class GzipMembers(NamedTuple):
         if not is_checked:
             raise LineError("it has no lines")
         return Ending(end)
-
-    def _is_beginning(self, line: bytes) -> bool:
-        return any(b.startswith(line) or line.startswith(b) for b in self.beginnings)
 
 
 def _is_last(view: FileView | BytesView, start: int) -> bool:

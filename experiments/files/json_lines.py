@@ -4,6 +4,8 @@ The file may be any file of the user, so that a line is bounded in length, and i
 content in nesting, encoding and numbers. Nothing is read as a whole.
 """
 
+import abc
+import dataclasses
 import json
 import math
 import os
@@ -120,8 +122,9 @@ class Ending(NamedTuple):
     suffix: bytes = b""
 
 
-class JsonLines(NamedTuple):
-    """What an append-only file of JSON lines holds.
+@dataclasses.dataclass(frozen=True)
+class Layout(abc.ABC):
+    """What an append-only file of JSON objects holds, and where its valid part ends.
 
     Attributes:
         kind: of file, for messages.
@@ -130,10 +133,31 @@ class JsonLines(NamedTuple):
         beginnings: with one of which every line begins.
     """
 
-    kind: str = "file of JSON lines"
-    record: str = "line"
+    kind: str
+    record: str
     check: Callable[[dict[str, Any]], object] = bool
     beginnings: tuple[bytes, ...] = (b"{",)
+
+    @abc.abstractmethod
+    def find_end(self, view: FileView) -> Ending:
+        """The end of the complete records, once the file is known to be of this kind.
+
+        Raises:
+            LineError: it is another kind of file.
+        """
+
+    def is_beginning(self, line: bytes) -> bool:
+        """Whether a line, which may be incomplete, begins like those of this file."""
+        line = line.rstrip(b"\n")
+        return any(b.startswith(line) or line.startswith(b) for b in self.beginnings)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines(Layout):
+    """An append-only file of JSON lines."""
+
+    kind: str = "file of JSON lines"
+    record: str = "line"
 
     def find_end(self, view: FileView) -> Ending:
         """The end of the complete lines of a file, once it is known to be of this kind.
@@ -152,7 +176,7 @@ class JsonLines(NamedTuple):
             self.check(parse_object(last))
             ending = Ending(view.size, b"" if last.endswith(b"\n") else b"\n")
         except LineError as error:
-            if is_json(last) or not (before or self._is_beginning(last)):
+            if is_json(last) or not (before or self.is_beginning(last)):
                 raise LineError(f"its last line is invalid: {error}") from error
             ending = Ending(start)
         if before and ending.size == start:
@@ -167,10 +191,6 @@ class JsonLines(NamedTuple):
             self.check(parse_object(line))
         except LineError as error:
             raise LineError(f"{name} is invalid: {error}") from error
-
-    def _is_beginning(self, line: bytes) -> bool:
-        line = line.rstrip(b"\n")
-        return any(b.startswith(line) or line.startswith(b) for b in self.beginnings)
 
 
 def parse_object(line: bytes) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def _check_line(line: dict[str, Any]) -> None:
 
 
 PARTICLES = GzipMembers(
-    "file of particles", _check_line, (b'{"method": "', b'{"settings_id": "')
+    "file of particles",
+    check=_check_line,
+    beginnings=(b'{"method": "', b'{"settings_id": "'),
 )
 """How `append_only.py` recognises a file of particles."""
 
