@@ -287,7 +287,10 @@ def test_a_run_that_was_stopped_before_its_first_rows_has_no_report(tmp_path, ca
     path.touch()
     for command in (["report", str(tmp_path), "--tables"], ["regrade", str(tmp_path)]):
         assert main(command) == 2
-        assert f"{path} has no rows yet; run the same" in capsys.readouterr().err
+        assert (
+            f"{path} has no rows yet; to finish them, run the command that began"
+            in capsys.readouterr().err
+        )
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 

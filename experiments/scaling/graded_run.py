@@ -25,7 +25,7 @@ class Grading(NamedTuple):
     """How texts become graded answers.
 
     Attributes:
-        extract: the canonical answer of a text, or None.
+        extract: the answer of a text, canonical or as written, or None.
         grade: the grade of each answer to a problem.
         settings: what rows are to record from now on; None removes a setting.
         check: refuses problems by whose right answers nothing can be graded.

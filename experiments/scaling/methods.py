@@ -196,7 +196,7 @@ def _sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
 
 
 def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:
-    """The budgets at which a method is run: 1 for greedy, none below its `smallest`."""
+    """The budgets at which a method is run: 1 for greedy, from `min_particles`."""
     method = get_method(name)
     if method.is_deterministic:
         return [1]

@@ -1,4 +1,4 @@
-"""Progress of a run: rows done, tokens per second, time left, and a measured forecast.
+"""Progress of a run: cells done, tokens per second, time left, and a measured forecast.
 
 Time left is estimated from rollouts, since most rollouts of a plan take about as long
 as each other. The bar names the methods whose rows are being computed, not the method

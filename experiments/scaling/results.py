@@ -249,7 +249,10 @@ def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
 
 def no_rows(path: Place) -> str:
     """A sentence about a file of a run that was stopped before its first rows."""
-    return f"{path} has no rows yet; run the same command again to finish them."
+    return (
+        f"{path} has no rows yet; to finish them, run the command that began them "
+        "again, such as `tsi scale`."
+    )
 
 
 def check_complete(path: Place, rows: dict[Cell, Any], cells: Sequence[Cell]) -> None:

@@ -217,7 +217,7 @@ def _with_members(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
     declared = get_type_hints(config)
     found = dict(settings)
     for name, value in settings.items():
-        hint = declared.get(name)
+        hint: Any = declared.get(name)
         for kind in get_args(hint) or (hint,):
             if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
                 continue

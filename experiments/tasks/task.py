@@ -30,7 +30,8 @@ class Task:
         problems: ``(split, count, seed) -> list[Problem]``, distinct problems, at most
             ``count``, or all if it is None; the first ones are the same for every
             count.
-        extract: ``(text) -> str | None``, the canonical answer of a generated text.
+        extract: ``(text) -> str | None``, the answer of a generated text, canonical or
+            as written.
         is_correct: ``(problem, answer) -> bool``, whether such an answer is right; it
             runs in this process, so it must be quick and safe on untrusted text. None
             if there is a `grader`.

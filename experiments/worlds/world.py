@@ -35,8 +35,8 @@ class World(NamedTuple):
     Args:
         engine: runs samplers on problems.
         problems: in order, each with its own id.
-        extract: ``(text) -> answer``, the canonical answer of a generated text, or
-            None.
+        extract: ``(text) -> answer``, the answer of a generated text by which particles
+            vote, canonical or as written, or None.
         grade: ``(pairs of problem and answer) -> grades``, one for each pair.
         max_steps: the target's step limit.
         settings: everything that affects a row except method, budget, seed and problem:
