@@ -106,6 +106,13 @@ def test_what_is_kept_is_what_was_asked_for(tmp_path, keep):
     ]
 
 
+def has_rows(path):
+    """Whether a file exists and has a whole row; its header is a line without row."""
+    return path.exists() and any(
+        "problem" in line for line in path.read_text().splitlines(True)[:-1]
+    )
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("when", [0.4, 1.2])
 def test_a_kill_at_any_moment_loses_no_text_of_a_row(tmp_path, when):
@@ -128,7 +135,7 @@ def test_a_kill_at_any_moment_loses_no_text_of_a_row(tmp_path, when):
     time.sleep(when)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    if paths[0].exists():
+    if has_rows(paths[0]):
         kept = {key[0]: None for key in particles_of(paths[0])}
         for cell in read_rows(paths[0]):
             source = {"self_consistency": "weighted_best_of_n"}.get(
