@@ -146,6 +146,44 @@ def test_a_signal_keeps_the_problems_that_had_stopped():
     assert raised.value.results[0].ledger.rollouts == 2
 
 
+def test_a_rule_that_fails_costs_its_problem():
+    world = fake_world(3)
+
+    def stop(rounds):
+        return rounds[0].problem_id == 2 or 1 / rounds[0].problem_id > 2
+
+    with pytest.raises(ProblemError, match=r"0 .*ZeroDivisionError") as raised:
+        run_rounds(
+            world.engine,
+            SAMPLER,
+            jax.random.key(0),
+            world.problems,
+            Rounds(2, 3, stop),
+            extract=str,
+        )
+    assert [result.problem_id for result in raised.value.results] == [1, 2]
+
+
+def test_a_signal_between_rounds_keeps_the_problems_that_had_stopped():
+    world = fake_world(2)
+
+    def stop(rounds):
+        if rounds[0].problem_id == 1:
+            raise Stopped(signal.SIGTERM)
+        return True
+
+    with pytest.raises(Stopped) as raised:
+        run_rounds(
+            world.engine,
+            SAMPLER,
+            jax.random.key(0),
+            world.problems,
+            Rounds(2, 3, stop),
+            extract=str,
+        )
+    assert [result.problem_id for result in raised.value.results] == [0]
+
+
 def test_rounds_spend_the_whole_budget():
     for method in (METHODS["adaptive_consistency"], METHODS["adaptive_smc"]):
         for budget in range(1, 40):

@@ -41,11 +41,8 @@ def boundary_of(
             :func:`tsi.decoding.boundary.step_boundary`.
     """
     token_bytes = [tokenizer.token_bytes(id) for id in range(vocab_size)]
-    delimiters = [delimiter] if isinstance(delimiter, bytes) else delimiter
-    for string in (*delimiters, *stop_strings):
-        check_is_written(string, tokenizer, token_bytes)
     unknown = [id for id in range(vocab_size) if tokenizer.meaning(id) is None]
-    return step_boundary(
+    boundary = step_boundary(
         token_bytes,
         delimiter,
         eos_ids,
@@ -53,6 +50,10 @@ def boundary_of(
         stop_strings=stop_strings,
         min_step_tokens=min_step_tokens,
     )
+    delimiters = [delimiter] if isinstance(delimiter, bytes) else delimiter
+    for string in (*delimiters, *stop_strings):
+        check_is_written(string, tokenizer, token_bytes)
+    return boundary
 
 
 def check_is_written(

@@ -79,7 +79,8 @@ class Endurance:
             except Exception as error:
                 if error is self._callers or not is_out_of_memory(error):
                     raise
-                failure = str(error).splitlines()[0]
+                # A MemoryError may have no text.
+                failure = (str(error).splitlines() or [""])[0] or repr(error)
             if not failure:
                 return
             # Outside the exception handler: its traceback keeps the lane's arrays

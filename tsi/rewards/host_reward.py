@@ -44,6 +44,9 @@ class Prefix(NamedTuple):
 class HostReward(Stateless):
     """A reward that keeps no state and is computed on the host."""
 
+    def begin_run(self) -> None:
+        """Forget what earlier runs have scored; called before a run."""
+
     @abstractmethod
     def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
         """Log-odds of rows that have taken a step; there is at least one row.
