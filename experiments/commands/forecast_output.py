@@ -10,6 +10,7 @@ from tsi.experiments.model_options import DryRun, ModelOptions
 if TYPE_CHECKING:
     from tsi.experiments.files.places import Place
     from tsi.experiments.scaling.dry_run import Forecast
+    from tsi.experiments.scaling.kept_particles import Keep
     from tsi.experiments.scaling.plan import Plan
     from tsi.experiments.scaling.process_group import Group
     from tsi.experiments.tasks.task import Task
@@ -44,6 +45,7 @@ def forecast_share(
     world: "World",
     path: "Place",
     group: "Group",
+    keep: "Keep",
     continue_anyway: bool,
     dry: DryRun,
 ) -> "Forecast | None":
@@ -52,7 +54,7 @@ def forecast_share(
     from tsi.experiments.scaling.plan import sort_problems
     from tsi.experiments.scaling.scale import facts_of
 
-    group.agree(facts_of(plan, world, path))
+    group.agree(facts_of(plan, world, path, keep, continue_anyway))
     if not group.is_first:
         return None
     world = world._replace(problems=group.share(sort_problems(world.problems)))

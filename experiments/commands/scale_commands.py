@@ -99,7 +99,7 @@ def scale(
             task, num_problems, shapes_only=dry.dry_run, split=problems.split
         )
         print_notes(world.notes if group.is_first else ())
-        forecast = forecast_share(plan, world, path, group, continue_anyway, dry)
+        forecast = forecast_share(plan, world, path, group, keep, continue_anyway, dry)
         if dry.dry_run:
             return print_share_cost(forecast, group)
         print_notes([] if forecast is None else [forecast.line])
