@@ -1,4 +1,4 @@
-"""Servers that take text alone: what a text may say, and how it is tokenised."""
+"""Servers that take only text: what a text may say, and how it is tokenised."""
 
 import itertools
 
@@ -64,7 +64,7 @@ def test_a_text_server_without_a_template_is_named(text_server):
     policy.client.close()
 
 
-def strict(server, sentence):
+def refuse_unknown_fields(server, sentence):
     """Let a server refuse fields that OpenAI's interface does not have."""
     right = server.answer
 
@@ -80,11 +80,11 @@ def strict(server, sentence):
 
 def test_fields_that_a_strict_server_does_not_know_are_left_out():
     with ScriptedServer("text") as server:
-        strict(server, "Unrecognized request arguments supplied")
+        refuse_unknown_fields(server, "Unrecognized request arguments supplied")
         policy = connect(server.url, patience=SHORT)
         assert not policy.abilities.truncates
         assert any("are not sent" in note for note in notes_of(policy))
-        assert "temperature and top-p alone" in abilities_table(policy)
+        assert "only temperature and top-p" in abilities_table(policy)
         assert len(run(engine_over(policy, controls=Controls(0.5, top_p=0.9)))) == 3
         for own in ({"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}):
             with pytest.raises(CapabilityError, match="refuses fields for top-k"):
@@ -94,13 +94,13 @@ def test_fields_that_a_strict_server_does_not_know_are_left_out():
 
 def test_a_value_that_a_server_refuses_is_not_left_out():
     with ScriptedServer("text") as server:
-        strict(server, "must be strictly positive")
+        refuse_unknown_fields(server, "must be strictly positive")
         with pytest.raises(ServerError, match="strictly positive"):
             connect(server.url, patience=SHORT)
 
 
 @pytest.fixture(scope="module")
-def merging():
+def merging_tokenizer():
     """A tokenizer that merges "12" and two line ends, and has a control token."""
     vocabulary = {"<s>": 0, "1": 1, "2": 2, "+": 3, "Ċ": 4, "12": 5, "ĊĊ": 6}
     backend = tokenizers.Tokenizer(BPE(vocabulary, [("1", "2"), ("Ċ", "Ċ")]))
@@ -127,9 +127,9 @@ def merging():
     ],
 )
 def test_steps_that_are_read_as_other_tokens_are_found(
-    merging, prefix, pieces, is_other
+    merging_tokenizer, prefix, pieces, is_other
 ):
-    assert is_retokenized(merging, prefix, pieces) is is_other
+    assert is_retokenized(merging_tokenizer, prefix, pieces) is is_other
 
 
 def test_names_of_control_tokens_that_the_policy_writes_are_found():
@@ -139,8 +139,8 @@ def test_names_of_control_tokens_that_the_policy_writes_are_found():
     assert not is_retokenized(tokenizer, f"{name}a", [" b", "c d"])
 
 
-def test_such_steps_are_counted_and_told(text_server, merging):
-    policy = connect(text_server.url, tokenizer=merging, patience=SHORT)
+def test_such_steps_are_counted_and_told(text_server, merging_tokenizer):
+    policy = connect(text_server.url, tokenizer=merging_tokenizer, patience=SHORT)
     asked, drawn = [], policy.spelling.is_retokenized
 
     def keep(prefix, step):

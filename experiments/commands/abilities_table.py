@@ -37,7 +37,7 @@ def abilities_table(policy: ServedPolicy) -> str:
         "seeds": "repeat a step" if abilities.seeds else "do not repeat a step",
         "cache of prefixes": yes_or_no(abilities.reuses_prompts),
         "draws all tokens": draws[abilities.draws_all],
-        "controls": "all" if abilities.truncates else "temperature and top-p alone",
+        "controls": "all" if abilities.truncates else "only temperature and top-p",
         "weights": f"{abilities.num_weights:.3g}"
         if abilities.num_weights
         else "not known",

@@ -63,8 +63,8 @@ class Endurance:
     def run(self, stop: threading.Event) -> Iterator[EndedProblem | FailedProblem]:
         """Run all problems; yield each as soon as it has ended.
 
-        A problem fails with an `OutOfMemoryError` if it does not fit alone, with one
-        slot.
+        A problem fails with an `OutOfMemoryError` if it does not fit even by itself,
+        with one slot.
         """
         while self._left and not stop.is_set():
             failure = ""

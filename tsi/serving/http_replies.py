@@ -35,10 +35,10 @@ class TransientError(ServerError):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether a server that lacks what was asked for may well answer like this.
+        """Whether a server without the requested feature may answer like this.
 
-        Some answer an unknown path with a web page, and an unknown field with an error
-        of their own.
+        Some answer an unknown path with a web page, and an unknown field with a
+        non-standard error.
         """
         return self.status in (200, 500, 501)
 

@@ -242,7 +242,7 @@ class TextSpelling:
             if names:
                 raise ConfigurationError(
                     f"The text {text!r:.80} contains {names[0]!r}, which looks like "
-                    "the name of a control token. This server takes text alone, and "
+                    "the name of a control token. This server takes only text, and "
                     "would read such a name as the token. Name the policy's tokenizer "
                     "(a folder or hub id), which tells whether it is one, or take it "
                     "out."
@@ -252,7 +252,7 @@ class TextSpelling:
         ):
             raise ConfigurationError(
                 f"The text {text!r:.80} contains the name of a control token. This "
-                "server takes text alone, and would read it as one; take it out, "
+                "server takes only text, and would read it as one; take it out, "
                 "or use a server that takes token ids."
             )
         return list(as_points(text))
@@ -264,7 +264,7 @@ class TextSpelling:
         solution is not read again.
 
         Args:
-            prefix: code points of what stands before it.
+            prefix: code points of the text before it.
             step: as the server has sent it.
         """
         if self._tokenizer is None or step.end == "end" or not step.pieces:
