@@ -1,4 +1,4 @@
-"""What an exact checker is shown: its question, and the solution so far alone."""
+"""What an exact checker is shown: only its question and the solution so far."""
 
 from types import SimpleNamespace
 
