@@ -1,7 +1,7 @@
 """Imports point one way: models -> tsi -> samplers -> experiments, and so do rooms.
 
 Inside a folder the rooms have an order, too. A lazy import is an arrow like any other:
-two modules that import each other are a circle, wherever the lines stand.
+two modules that import each other are a circle, wherever the lines are.
 """
 
 import ast
