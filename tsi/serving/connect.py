@@ -1,5 +1,6 @@
 """Connect to the policy at the address of a server."""
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,7 @@ from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.address import parse_address, server_key
 from tsi.serving.client import Client, Patience
-from tsi.serving.http_replies import TransientError
+from tsi.serving.http_replies import TransientError, ask_for
 from tsi.serving.identify import Identity, identify
 from tsi.serving.known_fields import fit_fields
 from tsi.serving.policy import ServedPolicy
@@ -110,7 +111,7 @@ async def has_template(client: Client, model: str | None) -> bool:
         "add_generation_prompt": True,
     }
     try:
-        await client.post("/tokenize", body)
+        await ask_for(functools.partial(client.post, "/tokenize", body))
     except TransientError:
         # A chat model must not be asked as a base model because its server is busy.
         raise

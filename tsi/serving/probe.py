@@ -15,6 +15,7 @@ vocabulary with total probability Z, the model's probability of S is Z times tha
 """
 
 import asyncio
+import functools
 import math
 from collections.abc import Awaitable, Iterable, Sequence
 
@@ -23,7 +24,7 @@ from tsi.serving.abilities import Abilities, Meaning
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.good_turing import kept_mass_is_one
-from tsi.serving.http_replies import TransientError
+from tsi.serving.http_replies import TransientError, ask_for
 from tsi.serving.identify import Identity
 from tsi.serving.step import Controls, ServedStep, StepRequest
 from tsi.serving.text_server import TextServer
@@ -136,7 +137,8 @@ async def draws_copies(
     drawing = Drawing(identity.model, Controls(), ())
     call = identity.dialect.call([request] * count, drawing)
     try:
-        replies = [await client.post(call.path, call.body) for _ in range(2)]
+        ask = functools.partial(client.post, call.path, call.body)
+        replies = [await ask_for(ask) for _ in range(2)]
         first, second = (
             [
                 step.tokens
@@ -172,13 +174,17 @@ async def draw_steps(
     dialect: Dialect,
     requests: Sequence[StepRequest],
     drawing: Drawing,
+    *,
+    patient: bool = True,
 ) -> ServedStep:
-    """The first step of one request over HTTP."""
+    """The first step of one request over HTTP; see `Client.post`."""
     call = dialect.call(requests, drawing)
     if call.streamed:
-        reply = await client.events(call.path, call.body, call.is_enough)
+        reply = await client.events(
+            call.path, call.body, call.is_enough, patient=patient
+        )
     else:
-        reply = await client.post(call.path, call.body)
+        reply = await client.post(call.path, call.body, patient=patient)
     return dialect.steps(reply, requests, drawing)[0]
 
 
