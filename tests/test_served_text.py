@@ -64,15 +64,17 @@ def test_a_text_server_without_a_template_is_named(text_server):
     policy.client.close()
 
 
-def refuse_unknown_fields(server, sentence):
+FIELDS = ("top_k", "min_p", "repeat_penalty")
+
+
+def refuse_unknown_fields(server, sentence, refused=FIELDS, error=web.HTTPBadRequest):
     """Let a server refuse fields that OpenAI's interface does not have."""
     right = server.answer
 
     def answer(path, body):
-        extra = {"top_k", "min_p", "repeat_penalty"} & set(body or ())
+        extra = set(refused) & set(body or ())
         if path == "/v1/completions" and extra:
-            text = f"{sentence}: {', '.join(sorted(extra))}"
-            raise web.HTTPBadRequest(text=text)
+            raise error(text=f"{sentence}: {', '.join(sorted(extra))}")
         return right(path, body)
 
     server.answer = answer
@@ -82,13 +84,36 @@ def test_fields_that_a_strict_server_does_not_know_are_left_out():
     with ScriptedServer("text") as server:
         refuse_unknown_fields(server, "Unrecognized request arguments supplied")
         policy = connect(server.url, patience=SHORT)
-        assert not policy.abilities.truncates
+        assert len(policy.abilities.refused) == 3
         assert any("are not sent" in note for note in notes_of(policy))
-        assert "only temperature and top-p" in abilities_table(policy)
+        assert "all but top-k, min-p, repetition penalty" in abilities_table(policy)
         assert len(run(engine_over(policy, controls=Controls(0.5, top_p=0.9)))) == 3
         for own in ({"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}):
             with pytest.raises(CapabilityError, match="refuses fields for top-k"):
                 run(engine_over(policy, controls=Controls(**own)))
+        policy.client.close()
+
+
+@pytest.mark.parametrize("error", [web.HTTPBadRequest, web.HTTPInternalServerError])
+@pytest.mark.parametrize(
+    ("refused", "control", "others"),
+    [
+        (["repeat_penalty"], {"repetition_penalty": 1.1}, {"top_k": 2, "min_p": 0.1}),
+        (["top_k", "min_p"], {"min_p": 0.1}, {"repetition_penalty": 1.1}),
+    ],
+)
+def test_only_fields_that_a_server_does_not_know_are_left_out(
+    refused, control, others, error
+):
+    with ScriptedServer("text") as server:
+        refuse_unknown_fields(server, "Extra fields are not permitted", refused, error)
+        policy = connect(server.url, patience=SHORT._replace(total=0.2))
+        server.requests.clear()
+        assert len(run(engine_over(policy, controls=Controls(**others)))) == 3
+        sent = {field for _, body in server.requests for field in body}
+        assert sent & set(FIELDS) == set(FIELDS) - set(refused)
+        with pytest.raises(CapabilityError, match="refuses fields for"):
+            run(engine_over(policy, controls=Controls(**control)))
         policy.client.close()
 
 

@@ -233,9 +233,9 @@ def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
             "a chat template, and questions with parts such as <|im_end|> or [INST] "
             "are refused. A chat model needs --served-tokenizer, its tokenizer."
         )
-    if not abilities.truncates:
+    if abilities.refused:
         notes.append(
-            f"{abilities.server} does not know top-k, min-p and a repetition penalty, "
+            f"{abilities.server} does not know the controls {abilities.refused_words}, "
             "so they are not sent. Whether it truncates unasked cannot be measured."
         )
     if abilities.draws_all is False:

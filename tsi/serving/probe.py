@@ -91,7 +91,7 @@ async def measure(
         slots=identity.slots,
     )
     if isinstance(dialect, TextServer):
-        return abilities._replace(truncates=dialect.sends_extensions)
+        return abilities._replace(refused=dialect.refused)
     if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
         abilities = abilities._replace(copies=identity.copies)
     draws = await each(
