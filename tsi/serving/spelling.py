@@ -21,7 +21,7 @@ from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.client import Client
 from tsi.serving.http_replies import TransientError
 from tsi.serving.reading import field, string, token_ids
-from tsi.serving.retokenization import is_retokenized
+from tsi.serving.retokenization import cut_pieces, is_retokenized
 from tsi.serving.step import ServedStep, as_points, as_text
 
 EXAMPLE_CHAT = [
@@ -261,7 +261,8 @@ class TextSpelling:
         """Whether a step is certainly read as other tokens than were drawn.
 
         Without the tokenizer this is not known, and not counted. A step that ends the
-        solution is not read again.
+        solution is not read again. Nothing is known either about the event that goes
+        beyond the delimiter, where the step was cut: the rest may be further tokens.
 
         Args:
             prefix: code points of the text before it.
@@ -269,11 +270,9 @@ class TextSpelling:
         """
         if self._tokenizer is None or step.end == "end" or not step.pieces:
             return False
-        if sum(map(len, step.pieces)) > len(step.tokens):
-            # A token goes beyond the delimiter, where the step was cut.
-            return True
-        before = as_text(tuple(prefix))
-        return is_retokenized(self._tokenizer, before, step.pieces)
+        before, text = as_text(tuple(prefix)), as_text(step.tokens)
+        pieces = cut_pieces(step.pieces, text)
+        return is_retokenized(self._tokenizer, before, pieces)
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Code points of a rendered chat; see `encode`."""
