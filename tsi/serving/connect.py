@@ -37,7 +37,8 @@ def connect(
         tokenizer: the policy's tokenizer, if this machine has it; None uses the
             server's.
         switches: variables of the server's chat template, of JSON types; a tokenizer of
-            this machine has its own (:func:`tsi.loading.load_tokenizer`).
+            this machine has its own
+            (:func:`tsi.models.loading.load_tokenizer.load_tokenizer`).
         together: see :class:`tsi.serving.policy.ServedPolicy`.
         patience: how long to wait for the server.
 

@@ -1,4 +1,6 @@
-"""The engine over a served policy, with the interface of :class:`tsi.engine.Engine`."""
+"""The engine over a served policy, with the interface of
+:class:`tsi.engine.engine.Engine`.
+"""
 
 import functools
 import math

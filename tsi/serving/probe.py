@@ -5,13 +5,8 @@ temperatures, to see whether they belong to the model or to the distribution fro
 tokens are drawn. Each seed is used twice: a server that ignores seeds is very unlikely
 to repeat the tokens of all of them. A server rounds differently when other requests
 share its batch. If the tokens of a few seeds differ, these seeds are therefore used
-again several times, without other requests.
-
-Frequencies show whether the server truncates by default. Among K drawn tokens, let S be
-the set of distinct tokens and f1 the number of tokens that were drawn exactly once. The
-tokens outside S have a total probability of about f1 / K (Good 1953), so the model's
-probability of S is about 1 - f1 / K. If a server draws only from a part of the
-vocabulary with total probability Z, the model's probability of S is Z times that.
+again several times, without other requests. Frequencies of drawn tokens show whether it
+truncates by default (:mod:`tsi.serving.good_turing`).
 """
 
 import asyncio
