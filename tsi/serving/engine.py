@@ -38,8 +38,8 @@ from tsi.step_keys import AnyKey, single_key
 
 MAX_ROWS = 64
 """Rows for which a server draws at once if it does not report its number of slots."""
-IN_FLIGHT = 2
-"""Rows in progress per row of `MAX_ROWS`, over a server without slots."""
+ROWS_PER_DRAW = 2
+"""Rows in progress per row for which the server draws, if its slots are not known."""
 MAX_STORED = 2**20
 """Prefixes that explorers store at once; they are references to tuples of ids."""
 
@@ -145,7 +145,7 @@ class ServedEngine(BaseEngine):
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """Maximum number of problems that run at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
-        max_problems = problems_in_work(plan, IN_FLIGHT * self.max_rows, MAX_STORED)
+        max_problems = problems_in_work(plan, ROWS_PER_DRAW * self.max_rows, MAX_STORED)
         slots = self.policy.abilities.slots
         if slots is None:
             return max_problems
