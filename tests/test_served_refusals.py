@@ -1,14 +1,18 @@
 """What is refused in one sentence, most of it before a request for a step."""
 
+import dataclasses
+
 import pytest
 from scripted_server import ScriptedServer
 from served_faults import (
+    LIMITS,
     SHORT,
     edited,
     engine_over,
     policy_of,
     run,
 )
+from small_checkpoints import bpe_tokenizer
 
 from tsi.errors import (
     ConfigurationError,
@@ -21,6 +25,9 @@ from tsi.problem import Problem
 from tsi.reasoning.limits import SolutionLimits
 from tsi.serving.address import KEY_VARIABLE, parse_address
 from tsi.serving.connect import connect
+from tsi.serving.engine import ServedEngine
+from tsi.serving.scorer import NoScorer
+from tsi.serving.spelling import TextSpelling
 from tsi.serving.step import Controls
 
 KEY = "sk-secret/0123"
@@ -133,4 +140,17 @@ def test_limits_and_strings_that_cannot_be_are_refused(vllm):
         engine_over(policy, stop_strings=[""])
     with pytest.raises(ConfigurationError, match="max_rows"):
         engine_over(policy, max_rows=0)
+    policy.client.close()
+
+
+@pytest.mark.parametrize("takes_ids", [True, False])
+@pytest.mark.parametrize("kind", ["delimiters", "stop_strings"])
+def test_names_of_known_control_tokens_end_no_step(vllm, takes_ids, kind):
+    tokenizer = bpe_tokenizer()
+    spelling = tokenizer if takes_ids else TextSpelling(tokenizer, True, "t")
+    policy = dataclasses.replace(policy_of(vllm), spelling=spelling)
+    name = next(iter(tokenizer.special_ids))
+    with pytest.raises(ConfigurationError, match="contains the control token"):
+        ServedEngine(policy, NoScorer(), LIMITS, **{kind: [f"a{name}"]})
+    ServedEngine(policy, NoScorer(), LIMITS, **{kind: ["<b>"]})
     policy.client.close()

@@ -66,18 +66,27 @@ def check_is_written(
             byte that is in no token.
     """
     name = string.decode("utf-8", "replace")
-    control = next((x for x in tokenizer.special_ids if x and x in name), None)
-    if control is not None:
-        raise ConfigurationError(
-            f"The string {name!r} contains the control token {control}, which has no "
-            "text, so that it would never be found. Leave it out: the policy's end "
-            "tokens end a solution anyway."
-        )
+    check_names_no_control(name, tokenizer)
     missing = set(string).difference(*token_bytes)
     if missing:
         raise ConfigurationError(
             f"The policy has no token with the byte {bytes([min(missing)])!r}, so it "
             f"cannot write {name!r}. Choose another delimiter or stop string."
+        )
+
+
+def check_names_no_control(string: str, tokenizer: Tokenizer) -> None:
+    """Refuse a delimiter or stop string with the name of a control token.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    control = next((x for x in tokenizer.special_ids if x and x in string), None)
+    if control is not None:
+        raise ConfigurationError(
+            f"The string {string!r} contains the control token {control}, which has no "
+            "text, so that it would never be found. Leave it out: the policy's end "
+            "tokens end a solution anyway."
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tsi.decoding.truncation import Truncation
+from tsi.decoding.vocabularies import check_names_no_control
 from tsi.engine.base import BaseEngine
 from tsi.engine.engine_run import EngineRun
 from tsi.engine.meters.report import Progress
@@ -20,6 +21,7 @@ from tsi.engine.sizing.sizes import Sizes, problems_in_work
 from tsi.errors import CapabilityError, ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs
 from tsi.explorer import Explorer
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning.limits import SolutionLimits
@@ -71,7 +73,8 @@ class ServedEngine(BaseEngine):
 
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, a string that
-            ends a step is empty, or a control is out of range.
+            ends a step is empty or names a control token of the policy's tokenizer, or
+            a control is out of range.
     """
 
     def __init__(
@@ -98,6 +101,10 @@ class ServedEngine(BaseEngine):
                 "A served policy needs at least one delimiter, and none of the strings "
                 f"that end steps may be empty; they are {list(strings)}."
             )
+        tokenizer = getattr(policy.spelling, "tokenizer", policy.spelling)
+        if isinstance(tokenizer, Tokenizer):
+            for string in strings:
+                check_names_no_control(string, tokenizer)
         controls.check()
         self.policy, self.scorer, self.limits = policy, scorer, limits
         self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)

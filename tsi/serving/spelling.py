@@ -223,7 +223,7 @@ class TextSpelling:
     def __init__(
         self, tokenizer: Tokenizer | None, bos_from_server: bool, name: str
     ) -> None:
-        self._tokenizer, self._bos_from_server = tokenizer, bos_from_server
+        self.tokenizer, self._bos_from_server = tokenizer, bos_from_server
         self.name = name
         self.chat_template = None if tokenizer is None else tokenizer.chat_template
         self.eos_ids: tuple[int, ...] = ()
@@ -237,7 +237,7 @@ class TextSpelling:
             ConfigurationError: the text contains the name of a control token, which a
                 server would read as the token.
         """
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             names = control_names(text)
             if names:
                 raise ConfigurationError(
@@ -247,7 +247,7 @@ class TextSpelling:
                     "(a folder or hub id), which tells whether it is one, or take it "
                     "out."
                 )
-        elif self._tokenizer.encode(text) != self._tokenizer.encode(
+        elif self.tokenizer.encode(text) != self.tokenizer.encode(
             text, allow_special=True
         ):
             raise ConfigurationError(
@@ -268,21 +268,21 @@ class TextSpelling:
             prefix: code points of the text before it.
             step: as the server has sent it.
         """
-        if self._tokenizer is None or step.end == "end" or not step.pieces:
+        if self.tokenizer is None or step.end == "end" or not step.pieces:
             return False
         before, text = as_text(tuple(prefix)), as_text(step.tokens)
         pieces = cut_pieces(step.pieces, text)
-        return is_retokenized(self._tokenizer, before, pieces)
+        return is_retokenized(self.tokenizer, before, pieces)
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Code points of a rendered chat; see `encode`."""
-        assert self._tokenizer is not None
+        assert self.tokenizer is not None
         for message in messages:
             self.encode(message["content"])
-        text = self._tokenizer.render(messages, add_generation_prompt=True)
-        bos = self._tokenizer.bos_id
+        text = self.tokenizer.render(messages, add_generation_prompt=True)
+        bos = self.tokenizer.bos_id
         if self._bos_from_server and bos is not None:
-            name = self._tokenizer.meaning(bos)
+            name = self.tokenizer.meaning(bos)
             text = text.removeprefix(name if isinstance(name, str) else "")
         return list(as_points(text))
 
