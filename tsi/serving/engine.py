@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_names_no_control
 from tsi.engine.base import BaseEngine
@@ -33,7 +34,7 @@ from tsi.serving.dialect import Drawing
 from tsi.serving.lane import ServedLane
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.prices import Prices
-from tsi.serving.scorer import Scorer, ServedScorer
+from tsi.serving.scorer import Scorer, ServedScorer, check_scorer
 from tsi.serving.served_rows import Spending
 from tsi.serving.step import Controls
 from tsi.step_keys import AnyKey, single_key
@@ -73,8 +74,8 @@ class ServedEngine(BaseEngine):
 
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, a string that
-            ends a step is empty or names a control token of the policy's tokenizer, or
-            a control is out of range.
+            ends a step is empty or names a control token of the policy's tokenizer, a
+            control is out of range, or `scorer` is no scorer.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class ServedEngine(BaseEngine):
         if isinstance(tokenizer, Tokenizer):
             for string in strings:
                 check_names_no_control(string, tokenizer)
+        check_scorer(scorer)
         controls.check()
         self.policy, self.scorer, self.limits = policy, scorer, limits
         self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)
@@ -174,8 +176,8 @@ class ServedEngine(BaseEngine):
     ) -> Iterator[Result]:
         """Run a sampler, and yield each result as its problem ends.
 
-        Arguments are those of :meth:`tsi.engine.engine.Engine.stream`; times are always
-        exact, since the server computes.
+        Arguments are those of :meth:`tsi.engine.engine.Engine.stream`, but `exact` has
+        no effect: it makes the local engine wait for its device before it reads a time.
 
         Raises:
             CapabilityError: the method needs what the server cannot do, or a proposal
@@ -190,6 +192,8 @@ class ServedEngine(BaseEngine):
         key = single_key(key)
         check_num_particles(num_particles)
         controls = self.controls.change(temperature, truncation)
+        # The policy's own temperature has been checked; 0 accepts every proposal.
+        check_temperatures(0.0, proposal_temperature)
         if proposal_temperature not in (None, controls.temperature):
             raise CapabilityError(
                 f"A proposal at temperature {proposal_temperature:g}, and not at the "
