@@ -142,6 +142,7 @@ class HostScorer:
 
     def prepare(self, questions: Sequence[str]) -> None:
         """See `Scorer`."""
+        self._function.begin_run()
         self._questions = jax.tree.map(np.asarray, self._function.prepare(questions))
 
     def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
