@@ -71,8 +71,8 @@ class Experiment(NamedTuple):
         seeds: how many times each problem is run.
         temperatures: of the policy, at each of which each method is run; if empty, all
             run at that of the models.
-        keep: what is kept beside the rows: "solutions", "all" (each step too) or
-            "none".
+        keep: what is kept in addition to the rows: "solutions", "all" (each step
+            too) or "none".
     """
 
     name: str

@@ -38,7 +38,7 @@ class Processes:
         """Processes of `fake_process.py`; a list has a value for each.
 
         Args:
-            slurm: tell them of each other by Slurm's variables alone.
+            slurm: tell them of each other only by Slurm's variables.
         """
         port = free_port(SLURMS_PORTS if slurm else 0)
         address = None if slurm else f"127.0.0.1:{port}"

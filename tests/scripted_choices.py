@@ -55,19 +55,6 @@ def vllm_choice(prompt: list[int], body: Any, num_named: int | None) -> Any:
     }
 
 
-def sglang_choice(prompt: list[int], body: Any) -> Any:
-    """The log-probabilities of given next tokens as SGLang writes them."""
-    p = PROBABILITIES[prompt[-1]]
-    entries = [[float(np.log(p[id])), id, None] for id in body["token_ids_logprob"]]
-    return {
-        "meta_info": {
-            "prompt_tokens": len(prompt),
-            "cached_tokens": 1,
-            "output_token_ids_logprobs": [entries],
-        }
-    }
-
-
 def prompt_entries(prompt: list[int]) -> list[Any]:
     """Log-probabilities of a prompt as vLLM writes them."""
     return [

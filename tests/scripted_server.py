@@ -18,8 +18,6 @@ import numpy as np
 from aiohttp import web
 from scripted_chain import (
     BOS,
-    EOS,
-    PROBABILITIES,
     Draw,
     Drawn,
     next_of_chain,
@@ -30,9 +28,9 @@ from scripted_choices import (
     llama_choice,
     llama_list,
     prompt_entries,
-    sglang_choice,
     vllm_choice,
 )
+from scripted_sglang import sglang_choice, sglang_step
 
 Fault = Callable[[web.Request], Any]
 """Given a request, a response in place of the right one, or None."""
@@ -347,35 +345,7 @@ class ScriptedServer:
         found = []
         for index, drawn in enumerate(draws):
             prompt = prompts[index // settings.get("n", 1)]
-            reason = {
-                "limit": {"type": "length", "length": len(drawn.tokens)},
-                "eos": {"type": "stop", "matched": EOS},
-                "word": {"type": "stop", "matched": drawn.word},
-            }[drawn.reason]
-            meta: dict[str, Any] = {
-                "finish_reason": reason,
-                "prompt_tokens": len(prompt),
-                "completion_tokens": len(drawn.tokens),
-                "cached_tokens": 0,
-            }
-            if body.get("return_logprob"):
-                pairs = zip(self._numbers(drawn), drawn.tokens, strict=True)
-                meta["output_token_logprobs"] = [[x, t, None] for x, t in pairs]
-                if body["logprob_start_len"] == 0:
-                    meta["input_token_logprobs"] = [
-                        [None, prompt[0], None],
-                        *(
-                            [float(np.log(PROBABILITIES[a][b])), b, None]
-                            for a, b in itertools.pairwise(prompt)
-                        ),
-                    ]
-            found.append(
-                {
-                    "text": text_of(drawn.tokens),
-                    "output_ids": drawn.tokens,
-                    "meta_info": meta,
-                }
-            )
+            found.append(sglang_step(drawn, prompt, body, self._numbers(drawn)))
         return found if len(found) > 1 else found[0]
 
     def _text(self, path: str, body: Any) -> Any:

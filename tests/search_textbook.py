@@ -92,7 +92,7 @@ class Node:
 
 
 def first_best(nodes, score):
-    """The largest score; what differs by rounding alone goes to the lower slot."""
+    """The largest score; what differs only by rounding goes to the lower slot."""
     best = max(score(node) for node in nodes)
     return next(n for n in nodes if score(n) == best or score(n) > best - 1e-6)
 

@@ -108,34 +108,61 @@ class FailingEngine:
         return results
 
 
-def test_a_problem_that_fails_in_a_round_costs_no_other():
+def results_despite(error, stop, message=None):
+    """What three rounds of 2 particles leave if the second one raises an error."""
     world = fake_world(3)
-    failing = FailingEngine(
-        world.engine, ProblemError({1: ValueError("broken")}, {1: 2})
-    )
-    with pytest.raises(ProblemError, match=r"1 \(.*broken.* at step 2") as raised:
-        run_rounds(
-            failing,
-            SAMPLER,
-            jax.random.key(0),
-            world.problems,
-            Rounds(2, 3, never),
-            extract=str,
-        )
-    assert [result.problem_id for result in raised.value.results] == [0, 2]
-    assert all(result.ledger.rollouts == 6 for result in raised.value.results)
+    failing, key = FailingEngine(world.engine, error), jax.random.key(0)
+    rounds = Rounds(2, 3, stop)
+    with pytest.raises(type(error), match=message) as raised:
+        run_rounds(failing, SAMPLER, key, world.problems, rounds, extract=str)
+    return raised.value.results
+
+
+def test_a_problem_that_fails_in_a_round_costs_no_other():
+    error = ProblemError({1: ValueError("broken")}, {1: 2})
+    results = results_despite(error, never, r"1 \(.*broken.* at step 2")
+    assert [result.problem_id for result in results] == [0, 2]
+    assert all(result.ledger.rollouts == 6 for result in results)
 
 
 def test_a_signal_keeps_the_problems_that_had_stopped():
-    world = fake_world(3)
-    failing = FailingEngine(world.engine, Stopped(signal.SIGTERM))
-
     def stop(rounds):
         return rounds[0].problem_id == 0
 
+    results = results_despite(Stopped(signal.SIGTERM), stop)
+    assert [result.problem_id for result in results] == [0]
+    assert results[0].ledger.rollouts == 2
+
+
+def test_a_rule_that_fails_costs_its_problem():
+    world = fake_world(3)
+
+    def stop(rounds):
+        return rounds[0].problem_id == 2 or 1 / rounds[0].problem_id > 2
+
+    with pytest.raises(ProblemError, match=r"0 .*ZeroDivisionError") as raised:
+        run_rounds(
+            world.engine,
+            SAMPLER,
+            jax.random.key(0),
+            world.problems,
+            Rounds(2, 3, stop),
+            extract=str,
+        )
+    assert [result.problem_id for result in raised.value.results] == [1, 2]
+
+
+def test_a_signal_between_rounds_keeps_the_problems_that_had_stopped():
+    world = fake_world(2)
+
+    def stop(rounds):
+        if rounds[0].problem_id == 1:
+            raise Stopped(signal.SIGTERM)
+        return True
+
     with pytest.raises(Stopped) as raised:
         run_rounds(
-            failing,
+            world.engine,
             SAMPLER,
             jax.random.key(0),
             world.problems,
@@ -143,7 +170,6 @@ def test_a_signal_keeps_the_problems_that_had_stopped():
             extract=str,
         )
     assert [result.problem_id for result in raised.value.results] == [0]
-    assert raised.value.results[0].ledger.rollouts == 2
 
 
 def test_rounds_spend_the_whole_budget():

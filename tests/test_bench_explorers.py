@@ -181,7 +181,7 @@ def first_half_twice(key, log_weights, num_samples):
 
 
 def shows_its_first_row_only():
-    # Systematic draws stand in the order of their parents; multinomial ones are free.
+    # Systematic draws are in the order of their parents; multinomial ones are free.
     good = filter_with_store(samplers.systematic)
 
     def tell(key, state, reply):

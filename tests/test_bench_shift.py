@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 ODDS = samplers.product().path_log_weight
 
 
-def test_what_paths_gain_is_read_off_the_path_weight():
+def test_what_paths_gain_is_computed_from_the_path_weight():
     equal, unequal = equal_length_table(), unequal_length_table()
     assert gain_of_paths(ODDS, equal) == pytest.approx(4.0)
     assert gain_of_paths(ODDS, unequal) is None

@@ -141,7 +141,7 @@ COST = ["--dry-run", "--flops-per-second", "1e9"]
 
 
 @pytest.fixture
-def finished(tmp_path, still):
+def finished_run(tmp_path, still):
     """The arguments of a run, and its file of six rows, which no model has made."""
     world = embedded_world("chain", 3, shapes_only=True)
     plan = make_plan(["smc"], [1, 2], 1)
@@ -153,26 +153,26 @@ def finished(tmp_path, still):
     return [*FEW, "--out", str(tmp_path)], path
 
 
-def charged(out):
+def budgets_and_problems(out):
     """Budgets and numbers of problems of SMC in a table."""
     rows = [line.split("|") for line in out.splitlines() if line.startswith("| SMC")]
     return [(row[2].strip(), row[3].strip()) for row in rows]
 
 
-def test_only_problems_that_lack_a_row_are_charged(finished, capsys):
-    arguments, path = finished
+def test_only_problems_that_lack_a_row_are_charged(finished_run, capsys):
+    arguments, path = finished_run
     assert main([*arguments, *COST]) == 0
     assert "All rows exist. Nothing has been run" in capsys.readouterr().out
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     assert main([*arguments, *COST]) == 0
     out = capsys.readouterr().out
-    assert charged(out) == [("2", "1")]
+    assert budgets_and_problems(out) == [("2", "1")]
     assert "3 problems, 2 rollouts: " in out
     assert " FLOPs, up to " in out
 
 
-def test_a_dry_run_refuses_rows_of_other_settings_as_the_run_does(finished, capsys):
-    arguments, path = finished
+def test_a_dry_run_refuses_rows_of_other_settings_as_the_run_does(finished_run, capsys):
+    arguments, path = finished_run
     before = path.read_bytes()
     told = []
     for more in ([], COST):
@@ -184,8 +184,8 @@ def test_a_dry_run_refuses_rows_of_other_settings_as_the_run_does(finished, caps
 
 
 @pytest.mark.parametrize("half", [b'{"method": "sm', b'{"method": "sm\n'])
-def test_a_dry_run_leaves_out_half_a_last_line(finished, capsys, half):
-    arguments, path = finished
+def test_a_dry_run_leaves_out_half_a_last_line(finished_run, capsys, half):
+    arguments, path = finished_run
     whole = path.read_bytes()
     cut = whole[: whole.rfind(b"\n", 0, -1) + 1] + half
     path.write_bytes(cut)
@@ -193,7 +193,7 @@ def test_a_dry_run_leaves_out_half_a_last_line(finished, capsys, half):
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert main([*arguments, *COST]) == 0
-    assert charged(capsys.readouterr().out) == [("2", "1")]
+    assert budgets_and_problems(capsys.readouterr().out) == [("2", "1")]
     assert path.read_bytes() == cut
 
 
@@ -214,14 +214,14 @@ def test_a_dry_run_ends_as_the_command_would(still, capsys, tmp_path):
 
 
 def test_a_budget_that_is_refused_is_so_even_if_its_rows_are_there(
-    finished, capsys, monkeypatch
+    finished_run, capsys, monkeypatch
 ):
     def refuse(*_):
         raise ConfigurationError("It does not fit.")
 
     monkeypatch.setattr(Engine, "check_fits", refuse)
     for more in ([], COST):
-        assert main([*finished[0], *more]) == 2
+        assert main([*finished_run[0], *more]) == 2
         assert "It does not fit." in "".join(capsys.readouterr())
 
 
@@ -256,7 +256,7 @@ def test_a_dry_run_takes_options_of_processes_as_the_run_does(
         assert main([*arguments, "--distributed"]) == 0
         told.append(capsys.readouterr().out)
     # Two of three problems, at half the speed; and the other process is silent.
-    assert charged(told[0]) == [("1", "2"), ("2", "2")]
+    assert budgets_and_problems(told[0]) == [("1", "2"), ("2", "2")]
     assert "0.5 GFLOP/s (as stated, a share of 1/2)" in told[0]
     assert "the first of 2 processes" in told[0]
     assert told[1] == ""

@@ -1,4 +1,4 @@
-"""The variance read off one genealogy against the variance over many runs."""
+"""The variance computed from one genealogy against the variance over many runs."""
 
 import jax
 import jax.numpy as jnp

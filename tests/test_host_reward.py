@@ -193,6 +193,30 @@ def test_an_error_that_is_raised_again_and_again_names_each_step(aggregation):
     assert caught.value.steps == dict.fromkeys(range(len(whole)), 1)
 
 
+@pytest.mark.long
+def test_a_second_run_asks_the_function_again():
+    """Nothing of an earlier run is remembered: the function may have changed."""
+    sign = [1.0]
+
+    def score(texts):
+        return [sign[0] * number for number in count(texts)]
+
+    policy, _ = tiny.models()
+    reward = Aggregated(TextReward(score, tiny.decode), "last", 8)
+    target = tiny.target(reward=reward, log_truncation=-1.0)
+    runner = Engine(target, policy, None, encode=tiny.encode, decode=tiny.decode)
+
+    def run_once():
+        sampler, settings = SAMPLERS["filter"], {"extract": test_engine.extract}
+        return runner.run(sampler, KEY, PROBLEMS[:1], 8, **settings)[0]
+
+    first = run_once()
+    test_engine.same(first, run_once())
+    sign[0] = -1.0
+    changed = run_once()
+    assert np.abs(first.log_weights - changed.log_weights).max() > 0.1
+
+
 def test_an_error_that_cannot_be_shown_loses_no_result():
     class Odd(Exception):
         def __repr__(self):

@@ -1,7 +1,7 @@
 """Imports point one way: models -> tsi -> samplers -> experiments, and so do rooms.
 
 Inside a folder the rooms have an order, too. A lazy import is an arrow like any other:
-two modules that import each other are a circle, wherever the lines stand.
+two modules that import each other are a circle, wherever the lines are.
 """
 
 import ast
@@ -54,7 +54,7 @@ ROOMS: dict[str, list[str]] = {
 }
 """Rooms of a folder, each of which may import those before it.
 
-``*`` are the modules that stand in the folder itself; several that have a place of
+``*`` are the modules that are in the folder itself; several that have a place of
 their own are named together.
 """
 
@@ -79,7 +79,7 @@ LAZY = {
     # Loading is measured in a fresh process, its imports included.
     "tsi.experiments.benchmarks.loading": 1,
 }
-"""How many imports of this package stand inside functions, and why."""
+"""How many imports of this package are inside functions, and why."""
 
 
 def layer_of_module(name: str) -> str | None:

@@ -198,7 +198,7 @@ def test_a_chat_model_sees_examples_as_turns():
     )
     expected = tokenizer.encode(text + "<|im_start|>assistant\n", allow_special=True)
     assert prompt_encoder(task, tokenizer)("1+2+3+4:") == expected
-    # Without support for system messages the rules stand in the first question.
+    # Without support for system messages the rules are in the first question.
     tokenizer.chat_template = TEMPLATE.replace(
         "{% for",
         "{% if messages[0]['role'] == 'system' %}"
@@ -242,7 +242,7 @@ def test_the_judge_closes_the_turn_and_asks():
 
 
 def tokenizer_of_words(kind: str) -> Tokenizer:
-    """Without a chat template; a space is part of the word that it stands before."""
+    """Without a chat template; a space is part of the word that follows it."""
     backend = tokenizers.Tokenizer(token_models.BPE(byte_fallback=True))
     text = [f"7*8=56\n56+5=61\n{JUDGE_QUESTION}\nAnswer: {a}" for a in ANSWERS]
     if kind == "byte level":

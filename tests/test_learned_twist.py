@@ -74,7 +74,7 @@ def runs_of(target, theta):
 
 
 def possible(target):
-    """Which symbols can stand where, with a future, and unfinished, [T, K]."""
+    """Which symbols can be where, with a future, and unfinished, [T, K]."""
     truth = target.truth(product().path_log_weight)
     found = np.zeros((target.max_steps, target.num_symbols), bool)
     for path in truth.symbols[truth.posterior > 0]:

@@ -292,3 +292,19 @@ def test_a_store_that_cannot_hold_one_problem_is_refused():
     with pytest.raises(ConfigurationError, match="max_stored is 10"):
         small.check_fits(samplers.mcts(), 16)
     small.check_fits(samplers.mcts(), 1)
+
+
+def test_an_error_of_memory_without_a_text_is_one(monkeypatch):
+    whole, seen, write = run(), [], Writers.write
+
+    def full(self, enough):
+        seen.append(self.number)
+        if len(seen) == 1:
+            raise MemoryError
+        write(self, enough)
+
+    monkeypatch.setattr(Writers, "write", full)
+    with pytest.warns(MemoryWarning, match="MemoryError"):
+        results = run()
+    for left, right in zip(whole, results, strict=True):
+        test_engine.same(left, right)

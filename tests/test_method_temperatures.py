@@ -91,7 +91,7 @@ def test_a_plan_has_each_method_at_each_temperature_in_the_order_of_tables():
         make_plan(("smc",), (1,), 1, (0.5, 0.50000001))
 
 
-def test_rows_name_the_temperature_of_their_one_run(tmp_path):
+def test_each_temperature_is_run_once_and_rows_record_it(tmp_path):
     world, path = recording_world(), tmp_path / "rows.jsonl"
     plan = make_plan(NAMES, (1, 4), 1, (0.4, 1.0))
     run_plan(plan, world, path, progress=False)

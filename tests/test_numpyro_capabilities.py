@@ -51,7 +51,7 @@ def finished(name, seed=0, num_particles=16):
 
 
 def same_where_taken(a, b, max_steps=4):
-    """Equal particles, whatever stands in their histories beyond their ends."""
+    """Equal particles, whatever is in their histories beyond their ends."""
     taken = np.arange(max_steps) < np.asarray(a.length)[:, None]
 
     def meaning(particles):

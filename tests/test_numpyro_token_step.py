@@ -27,7 +27,7 @@ def by_ones(table, tokens, length):
 
 
 def step_of(prefix=(), room=6, max_tokens=3):
-    # What stands behind the prefix must not matter, so it is something that would.
+    # What is behind the prefix must not matter, so it is something that would.
     tokens = jnp.array([*prefix, *[1] * (room - len(prefix))], jnp.int32)
     length = len(prefix)
     return TokenStep(by_ones, TABLE, tokens, length, ENDS, max_tokens=max_tokens)

@@ -79,8 +79,8 @@ def test_rows_in_progress_use_memory_that_is_left(monkeypatch):
     found = []
     for free in (10**5, 10**9):
         monkeypatch.setattr(planning, "free_bytes", lambda device, n=free: n)
-        suits = device_limits(tiny.target(), policy, reward, 16, None, max_rows=4)
-        found.append(suits.in_flight)
+        planned = device_limits(tiny.target(), policy, reward, 16, None, max_rows=4)
+        found.append(planned.in_flight)
     assert found == [8, 16]
 
 

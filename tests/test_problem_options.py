@@ -30,7 +30,7 @@ ROWS = [
 
 
 def count_digits(problem, answer):
-    """A grader of one's own: as many characters as the problem's note."""
+    """Your own grader: as many characters as the problem's note."""
     return len(answer) == problem.data["note"]
 
 
@@ -146,7 +146,7 @@ def test_a_function_of_ones_own_gets_the_answer_to_a_question_as_written(
 
 
 def say_yes(problem, answer):
-    """A grader of one's own that finds its answers itself."""
+    """Your own grader that finds its answers itself."""
     return True
 
 

@@ -1,4 +1,4 @@
-"""The tables of proofs are continued where they stopped, by the same code alone."""
+"""The tables of proofs are continued where they stopped, only by the same code."""
 
 import json
 

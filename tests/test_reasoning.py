@@ -244,7 +244,7 @@ def test_a_reward_that_smc_reads_on_the_way_is_a_twist():
         told = target.log_potential(t, rows.particles, params)
         np.testing.assert_array_equal(info.log_potentials, told)
         unfinished = ~np.asarray(target.finished(rows.particles))
-        # A twist of one's own choice counts on the way, and not at the end.
+        # Your own choice of a twist counts on the way, and not at the end.
         chosen = np.where(unfinished, 0.5 * told, told)
         np.testing.assert_allclose(other.log_potentials, chosen, rtol=1e-5)
         differs += unfinished.sum()

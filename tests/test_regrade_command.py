@@ -169,7 +169,7 @@ def test_a_file_that_is_named_like_a_task_is_a_file(tmp_path, pools):
         settings = {"task": task.name, "grader": task.grader, **task.settings}
         assert task_of(settings) is None
         assert choose_grading(settings, None, pools).extract(r"\boxed{4}") == "4"
-    # Rows of earlier versions have the name alone.
+    # Rows of earlier versions have only the name.
     assert task_of({"task": "chain", "problems_sha256": "0"}) is None
     assert task_of({"task": "chain"}) == "chain"
     assert task_of({"task": "math500", "problems_sha256": "0"}) == "math500"

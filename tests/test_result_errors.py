@@ -46,7 +46,7 @@ def systematic_filter():
     return samplers.particle_filter(resampling=samplers.systematic)
 
 
-# Measured ratios stand in the docstring of tsi.accuracy.answer_errors; these are its
+# Measured ratios are in the docstring of tsi.accuracy.answer_errors; these are its
 # bounds with room for the noise of 500 estimates (standard error up to 0.04).
 @pytest.mark.long
 @pytest.mark.parametrize("name", ONE_QUICK)

@@ -76,7 +76,7 @@ def test_every_cell_of_the_plan_gets_one_row(tmp_path):
     }
     assert set(rows) == expected
     lines = _lines(tmp_path / "rows.jsonl")
-    # Equal settings stand in the file once, those of several methods too.
+    # Equal settings are in the file once, those of several methods too.
     settings = [line["settings_id"] for line in lines if "settings" in line]
     assert len(settings) == len(set(settings)) < len(SEVERAL)
     assert sum("method" in line for line in lines) == len(expected)

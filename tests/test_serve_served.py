@@ -26,7 +26,7 @@ def server():
         yield server
 
 
-def service_over(server, **limits):
+def service_over(server):
     models = ModelOptions(
         policy=f"served:{server.url}", reward="mean-log-prob", delimiter=("\n",)
     )
@@ -37,7 +37,7 @@ def service_over(server, **limits):
         method="smc",
         budget=4,
         model_name="tiny",
-        limits=Limits(**{"max_prompt_tokens": 64, **limits}),
+        limits=Limits(max_prompt_tokens=64),
     )
 
 
@@ -61,7 +61,7 @@ def chat_server():
         def answer(path, body):
             if path == "/tokenize" and "messages" in body:
                 server.chats.append(body["messages"])
-                return {"tokens": rendered(body["messages"])}
+                return {"tokens": render_chat(body["messages"])}
             if path == "/tokenize" and body.get("return_token_strs"):
                 return {"tokens": [], "token_strs": list(body["prompt"])}
             return right(path, body)
@@ -70,7 +70,7 @@ def chat_server():
         yield server
 
 
-def rendered(messages):
+def render_chat(messages):
     """A template that writes a "+" after each message."""
     return [0, *(id for m in messages for id in (*tokens_of(m["content"]), 3))]
 
@@ -139,7 +139,7 @@ def test_a_conversation_reaches_the_other_server_as_turns(chat_server, monkeypat
         reply = chat(client, {"model": "tiny", "messages": CHAT, "seed": 1}).json()
     assert CHAT in chat_server.chats
     assert all("\x1e" not in m["content"] for c in chat_server.chats for m in c)
-    prompt = rendered(CHAT)
+    prompt = render_chat(CHAT)
     assert reply["usage"]["prompt_tokens"] == len(prompt)
     sent = [body["prompt"] for _, body in chat_server.requests]
     assert sent

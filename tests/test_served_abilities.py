@@ -128,6 +128,14 @@ def test_a_server_that_is_busy_is_not_taken_for_another(failures):
                 client.call(identify(client))
 
 
+ERRORS = {
+    400: web.HTTPBadRequest,
+    500: web.HTTPInternalServerError,
+    501: web.HTTPNotImplemented,
+    503: web.HTTPServiceUnavailable,
+}
+
+
 def busy_at(server, path, failures, code=503):
     """Let a server fail at some of its requests: at that path, with that status."""
     right, busy = server.answer, iter([True] * failures)
@@ -135,7 +143,7 @@ def busy_at(server, path, failures, code=503):
     def answer(own_path, body):
         asked = own_path == path or path in (body or ())
         if asked and next(busy, False):
-            raise {503: web.HTTPServiceUnavailable, 400: web.HTTPBadRequest}[code]
+            raise ERRORS[code]
         return right(own_path, body)
 
     server.answer = answer
@@ -154,6 +162,38 @@ def test_a_busy_server_is_not_taken_for_one_without_a_template(failures, code):
             else:
                 with pytest.raises(ServerError, match="status 503"):
                     client.call(has_template(client, "tiny"))
+
+
+@pytest.mark.parametrize("code", [500, 501])
+def test_a_server_whose_endpoint_fails_has_no_template(code):
+    with ScriptedServer("vLLM") as server, client_of(server) as client:
+        busy_at(server, "messages", 9999, code)
+        assert not client.call(has_template(client, "tiny"))
+
+
+def fail_at_copies(server, code):
+    """Let a server fail at requests for several steps."""
+    right = server.answer
+
+    def answer(path, body):
+        if body and body.get("n", 1) > 1:
+            raise ERRORS[code]
+        return right(path, body)
+
+    server.answer = answer
+
+
+@pytest.mark.parametrize("code", [500, 503])
+def test_a_server_that_fails_at_several_steps_draws_no_copies(code):
+    with ScriptedServer("vLLM") as server, client_of(server, total=0.2) as client:
+        identity = client.call(identify(client))
+        fail_at_copies(server, code)
+        work = measure(client, identity, PROMPT, TEXT)
+        if code == 500:
+            assert client.call(work).copies == 1
+        else:
+            with pytest.raises(ServerError, match="status 503"):
+                client.call(work)
 
 
 @pytest.mark.parametrize("failures", [2, 9999])

@@ -1,16 +1,27 @@
 """What is refused in one sentence, most of it before a request for a step."""
 
+import dataclasses
+
+import jax
+import jaxtyping
 import pytest
 from scripted_server import ScriptedServer
 from served_faults import (
+    LIMITS,
+    PROBLEMS,
     SHORT,
+    SMC,
     edited,
     engine_over,
+    extract,
+    log_odds,
     policy_of,
     run,
 )
+from small_checkpoints import bpe_tokenizer
 
 from tsi.errors import (
+    CapabilityError,
     ConfigurationError,
     ProblemError,
     PromptTooLongError,
@@ -19,8 +30,14 @@ from tsi.errors import (
 )
 from tsi.problem import Problem
 from tsi.reasoning.limits import SolutionLimits
+from tsi.rewards.aggregation import Aggregated
+from tsi.rewards.reward import NoReward
+from tsi.rewards.verifier import Verifier
 from tsi.serving.address import KEY_VARIABLE, parse_address
 from tsi.serving.connect import connect
+from tsi.serving.engine import ServedEngine
+from tsi.serving.scorer import HostScorer, NoScorer
+from tsi.serving.spelling import TextSpelling
 from tsi.serving.step import Controls
 
 KEY = "sk-secret/0123"
@@ -32,6 +49,14 @@ ASK = {"prompt": [0, 1], "max_tokens": 1, "seed": 1}
 def vllm():
     with ScriptedServer("vLLM") as server:
         yield server
+
+
+@pytest.fixture
+def unchecked_types():
+    """The hook of the tests does not check the types of arguments, as for users."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)
@@ -133,4 +158,51 @@ def test_limits_and_strings_that_cannot_be_are_refused(vllm):
         engine_over(policy, stop_strings=[""])
     with pytest.raises(ConfigurationError, match="max_rows"):
         engine_over(policy, max_rows=0)
+    policy.client.close()
+
+
+@pytest.mark.parametrize("takes_ids", [True, False])
+@pytest.mark.parametrize("kind", ["delimiters", "stop_strings"])
+def test_names_of_known_control_tokens_end_no_step(vllm, takes_ids, kind):
+    tokenizer = bpe_tokenizer()
+    spelling = tokenizer if takes_ids else TextSpelling(tokenizer, True, "t")
+    policy = dataclasses.replace(policy_of(vllm), spelling=spelling)
+    name = next(iter(tokenizer.special_ids))
+    with pytest.raises(ConfigurationError, match="contains the control token"):
+        ServedEngine(policy, NoScorer(), LIMITS, **{kind: [f"a{name}"]})
+    ServedEngine(policy, NoScorer(), LIMITS, **{kind: ["<b>"]})
+    policy.client.close()
+
+
+def test_another_proposal_temperature_is_one_sentence(vllm, unchecked_types):
+    policy = policy_of(vllm)
+    engine = engine_over(policy)
+
+    def run_at(temperature):
+        engine.run(
+            SMC,
+            jax.random.key(0),
+            PROBLEMS,
+            4,
+            extract=extract,
+            proposal_temperature=temperature,
+        )
+
+    for temperature in (0.0, 0.25):
+        with pytest.raises(CapabilityError, match=f"temperature {temperature:g}, and"):
+            run_at(temperature)
+    with pytest.raises(ConfigurationError, match="proposal_temperature is 'hot'"):
+        run_at("hot")
+    policy.client.close()
+
+
+def test_a_reward_that_is_no_scorer_is_one_sentence(vllm, unchecked_types):
+    policy = policy_of(vllm)
+    verifier = Verifier(log_odds, policy.spelling.decode)
+    with pytest.raises(ConfigurationError, match=r"must be a scorer.*not Verifier"):
+        ServedEngine(policy, verifier, LIMITS)
+    model = NoReward()
+    for reward in (model, Aggregated(model, "min", 3)):
+        with pytest.raises(ConfigurationError, match="takes a reward that is a Python"):
+            HostScorer(reward)
     policy.client.close()

@@ -16,8 +16,10 @@ CELLS = [Cell("smc", 1, 0, problem) for problem in range(2)]
 
 
 def settings_over(**changes):
-    """The settings of a run over a new server, at an address of its own."""
-    with ScriptedServer("llama.cpp") as server:
+    """The settings of a run over a new server, at another address or a given port."""
+    server = ScriptedServer("llama.cpp")
+    server.port = changes.get("port", 0)
+    with server:
         right, build = server.answer, changes.get("build", "b1-test")
 
         def answer(path, body):
@@ -42,16 +44,19 @@ def write(path, settings, cell, **options):
         results.append([(cell, {"correct": True})])
 
 
-@pytest.mark.parametrize("change", [{}, {"build": "b2"}])
-def test_another_address_or_build_continues_if_the_user_says_so(tmp_path, change):
-    path = tmp_path / "rows.jsonl"
-    write(path, settings_over(), CELLS[0])
-    other = settings_over(**change)
-    with pytest.raises(ResultsError, match=r"server_address is .*--continue-anyway"):
+@pytest.mark.parametrize("changed", ["server_address", "server"])
+def test_another_address_or_build_continues_if_the_user_says_so(tmp_path, changed):
+    path, first = tmp_path / "rows.jsonl", settings_over()
+    write(path, first, CELLS[0])
+    port = int(first["server_address"].rpartition(":")[2])
+    is_same_place = changed == "server"
+    other = settings_over(build="b2", port=port) if is_same_place else settings_over()
+    assert {name for name in first if other[name] != first[name]} == {changed}
+    with pytest.raises(ResultsError, match=rf"{changed} is .*--continue-anyway"):
         write(path, other, CELLS[1])
     write(path, other, CELLS[1], continue_anyway=True)
-    found = [row["settings"]["server_address"] for row in read_rows(path).values()]
-    assert len(set(found)) == 2
+    found = [row["settings"][changed] for row in read_rows(path).values()]
+    assert found == [first[changed], other[changed]]
 
 
 def test_another_model_is_refused_always(tmp_path):
@@ -68,6 +73,8 @@ def test_measured_seeds_are_said_and_recorded(tmp_path, capsys):
     assert other is not first["server_seeds"]
     write(path, first | {"server_seeds": other}, CELLS[1])
     assert "server_seeds is True there, False now" in capsys.readouterr().err
+    found = [row["settings"]["server_seeds"] for row in read_rows(path).values()]
+    assert found == [True, False]
 
 
 def test_a_tokenizer_is_known_by_what_it_does(tmp_path):
@@ -75,7 +82,7 @@ def test_a_tokenizer_is_known_by_what_it_does(tmp_path):
     tokenizer, other = bpe_tokenizer(), bpe_tokenizer()
     other.chat_template = "{{ messages[0].content }}"
 
-    def named(place, tokenizer):
+    def settings_with_tokenizer(place, tokenizer):
         digest = sha256_of_tokenizer(tokenizer)
         return settings | {
             "served_tokenizer": place,
@@ -83,7 +90,7 @@ def test_a_tokenizer_is_known_by_what_it_does(tmp_path):
         }
 
     assert "served_tokenizer_sha256" not in settings
-    write(path, named("/a/t", tokenizer), CELLS[0])
-    write(path, named("b", tokenizer), CELLS[1])
+    write(path, settings_with_tokenizer("/a/t", tokenizer), CELLS[0])
+    write(path, settings_with_tokenizer("b", tokenizer), CELLS[1])
     with pytest.raises(ResultsError, match="served_tokenizer_sha256 is"):
-        write(path, named("b", other), CELLS[1])
+        write(path, settings_with_tokenizer("b", other), CELLS[1])

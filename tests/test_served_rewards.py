@@ -17,8 +17,12 @@ from tsi import samplers
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import CapabilityError, ConfigurationError, ServerError
 from tsi.problem import Problem
+from tsi.rewards.aggregation import Aggregated
+from tsi.rewards.host_reward import HostReward
 from tsi.rewards.policy_confidence import PolicyConfidence
 from tsi.rewards.self_judge import SelfJudge
+from tsi.rewards.text_reward import TextReward
+from tsi.rewards.verifier import Verifier
 from tsi.samplers.parts import potentials
 from tsi.serving.address import Address
 from tsi.serving.choice import choice_of
@@ -35,6 +39,7 @@ from tsi.serving.scorer import HostScorer, NoScorer, Score
 from tsi.serving.served_judge import ServedJudge
 from tsi.serving.served_reward import RewardSettings, parse_prm, served_reward
 from tsi.serving.step import Controls
+from tsi.serving.step_scores import aggregate_scores
 
 QUESTION = SelfJudge((3, 4), 1, 5)
 """Asks with "+" and a line end; the answers are "1" and the end."""
@@ -228,6 +233,42 @@ def test_the_mean_log_probability_is_that_of_the_local_definition(changes):
     unknown, known = scorer.score([row._replace(log_prob=math.nan), row])
     assert isinstance(unknown, ServerError)
     assert known == found
+
+
+class Ends(HostReward):
+    """A reward of the number of steps, and of whether the last is as it should be."""
+
+    def prepare(self, questions):
+        return None
+
+    def score_rows(self, rows):
+        assert all(row.step_ends[-1] == len(row.tokens) for row in rows)
+        return np.asarray([len(row.step_ends) for row in rows], float)
+
+
+def test_a_function_sees_where_steps_end(policy):
+    rows = [row_of([1, 4, 2, 4], [2, 4]), row_of([1, 4], [2])]
+    scorer = HostScorer(Ends())
+    scorer.prepare(["1"])
+    assert [score.log_odds for score in scorer.score(rows)] == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("aggregation", ["min", "product", "mean"])
+def test_a_functions_step_scores_are_aggregated(policy, aggregation):
+    texts = TextReward(
+        lambda texts: np.asarray([1.0 - len(text) for text in texts]),
+        policy.spelling.decode,
+    )
+    verifier = Verifier(
+        lambda question, text, ended: 1.0 - len(text), policy.spelling.decode
+    )
+    rows = [row_of([1, 4, 2, 4], [2, 4]), row_of([1, 4], [2])]
+    for reward in (texts, verifier):
+        scorer = HostScorer(Aggregated(reward, aggregation, 3))
+        scorer.prepare(["1"])
+        scores = [score.log_odds for score in scorer.score(rows)]
+        expected = [aggregate_scores([-1.0, -3.0], aggregation), -1.0]
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
 def test_a_filter_weighs_by_the_servers_own_log_probabilities():

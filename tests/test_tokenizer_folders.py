@@ -62,7 +62,7 @@ def equals_theirs(folder, texts=TEXTS):
 
 
 def byte_level():
-    """The content of a tokenizer.json, and of what stands beside it in a new folder."""
+    """The content of a tokenizer.json, and of the files beside it in a new folder."""
     state = json.loads(bpe_tokenizer().backend.to_str())
     roles = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
     return state, {"chat_template": TEMPLATE, **roles}

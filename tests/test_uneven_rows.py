@@ -47,7 +47,7 @@ def test_a_pair_is_formed_by_ids_and_not_by_positions():
     assert compare(curves_of(apart), [("smc", "dvts")], [4]) == []
     shifted = {**rows_of("smc", range(30)), **rows_of("dvts", range(10, 40))}
     (found,) = compare(curves_of(shifted), [("smc", "dvts")], [4])
-    # The same problems are right, so there is no difference.
+    # Both are right on the same problems, so their difference is zero.
     assert (found.result.difference, found.result.num_pairs) == (0.0, 20)
 
 

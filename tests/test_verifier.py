@@ -1,4 +1,4 @@
-"""What an exact checker is shown: its question, and the solution so far alone."""
+"""What an exact checker is shown: only its question and the solution so far."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def test_a_checker_sees_the_question_the_text_so_far_and_whether_it_has_ended():
     questions = verifier.prepare(["hello", long])
     prompts = tiny.prompts("hello", "bad")
     state = verifier.init(prompts._replace(questions=questions), 4, 8, None)
-    # Beyond a row's tokens stands what it had before it was cut back.
+    # Beyond a row's tokens is what it had before it was cut back.
     step = SimpleNamespace(
         solution=jnp.asarray([tiny.encode("abcdef")] * 4),
         start=jnp.asarray([1, 4, 0, 2]),

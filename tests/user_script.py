@@ -1,4 +1,4 @@
-"""A user's experiment, from public names alone: policy, reward, problems and sampler.
+"""A user's experiment, only from public names: policy, reward, problems and sampler.
 
 `test_public_names.py` runs it and looks at what it imports.
 """

@@ -96,7 +96,7 @@ class StepKeys(NamedTuple):
 
 
 def step_keys(key_steps: AnyKey, t: Int[Array, ""] | int) -> StepKeys:
-    """The keys of step t: a function of (key_steps, t) alone."""
+    """The keys of step t: a function only of (key_steps, t)."""
     key_ask, key_propose, key_tell = jax.random.split(
         jax.random.fold_in(single_key(key_steps), t), 3
     )

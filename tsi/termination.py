@@ -15,10 +15,12 @@ class Request:
     Attributes:
         signals: number of signals since `raise_on_sigterm` began.
         by_group: whether one of them means that another process of the run is stopping.
+        depth: number of contexts of `raise_on_sigterm` that are open.
     """
 
     signals: int = 0
     by_group: bool = False
+    depth: int = 0
 
 
 _request = Request()
@@ -69,8 +71,10 @@ def raise_on_sigterm() -> Iterator[None]:
     if not is_main_thread():
         yield
         return
-    # Ctrl-C in an earlier run of this program is no request to stop this one.
-    _request.signals, _request.by_group = 0, False
+    if _request.depth == 0:
+        # Ctrl-C in an earlier run of this program is no request to stop this one.
+        _forget_requests()
+    _request.depth += 1
     before = signal.getsignal(signal.SIGTERM)
     is_ours = before is signal.SIG_DFL
     if is_ours:
@@ -80,7 +84,13 @@ def raise_on_sigterm() -> Iterator[None]:
     finally:
         if is_ours:
             signal.signal(signal.SIGTERM, before)
-            _request.signals, _request.by_group = 0, False
+        _request.depth -= 1
+        if _request.depth == 0:
+            _forget_requests()
+
+
+def _forget_requests() -> None:
+    _request.signals, _request.by_group = 0, False
 
 
 def is_main_thread() -> bool:

@@ -15,7 +15,7 @@ _ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):(?=<code>)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each ``$$ ... $$`` that stands on lines of its own."""
+    """Replace each ``$$ ... $$`` that is on separate lines."""
 
     def mathml(found: re.Match[str]) -> str:
         return f"<p>{convert(found[1].strip(), display='block')}</p>"

@@ -9,7 +9,7 @@ HEADER = (
     "N",
     "by",
     "tokens/s",
-    "beside its_hub",
+    "relative to its_hub",
     "requests per step",
     "read per generated token",
     "by the reward",

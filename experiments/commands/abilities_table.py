@@ -26,6 +26,8 @@ def abilities_table(policy: ServedPolicy) -> str:
         "none": "none",
         "unknown": "given, but their meaning could not be measured",
     }
+    refused = abilities.refused_words
+    controls = f"all but {refused}" if refused else "all"
     lines = {
         "server": abilities.server,
         "model": abilities.model or "unnamed",
@@ -37,15 +39,14 @@ def abilities_table(policy: ServedPolicy) -> str:
         "seeds": "repeat a step" if abilities.seeds else "do not repeat a step",
         "cache of prefixes": yes_or_no(abilities.reuses_prompts),
         "draws all tokens": draws[abilities.draws_all],
-        "controls": "all" if abilities.truncates else "temperature and top-p alone",
+        "controls": controls,
         "weights": f"{abilities.num_weights:.3g}"
         if abilities.num_weights
         else "not known",
     }
     width = max(map(len, lines))
     text = [f"{name:{width}}  {value}" for name, value in lines.items()]
-    refused = refused_methods(policy)
-    names = ", ".join(refused) if refused else "none"
+    names = ", ".join(refused_methods(policy)) or "none"
     text.append(f"{'refused methods':{width}}  {names}")
     return "\n".join(text)
 

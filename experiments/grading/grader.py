@@ -26,9 +26,8 @@ class Grader:
         name: by which :func:`get_grader` finds it.
         function: "module:function", of ``(Problem, answer) -> bool``.
         extract: ``(text) -> answer``, the answer of a text, by which particles vote, or
-            None. It is canonical, except for a function of one's own.
-        finds_answers: whether `extract` replaces the extractor of a task that has one
-            of its own.
+            None. It is canonical, except for your own function.
+        finds_answers: whether `extract` replaces a task's own extractor.
         is_inline: whether the function is quick and safe on untrusted text (bounded
             regular expressions), so that it runs in this process.
         shortcut: ``(Problem, answer) -> bool | None``, quick and safe; None if the
@@ -134,7 +133,7 @@ def get_grader(name: str) -> Grader:
 
     Args:
         name: "math", "numeric", "choice", "exact", or "module:function" of a function
-            ``(problem, answer) -> bool`` of one's own, which gets the answer as written
+            ``(problem, answer) -> bool``. Your own function gets the answer as written,
             or as its attribute ``extract`` finds it. "numeric:0.01" has a relative
             tolerance of 1 %.
 

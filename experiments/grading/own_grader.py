@@ -1,4 +1,4 @@
-"""A grader of one's own: a function by its name, and the answers that it gets.
+"""Your own grader: a function by its name, and the answers that it gets.
 
 It gets the answer as written in the text, so that it can read words, spaces, decimals
 and long texts as the gold answer has them. Particles vote together if their answers are
@@ -20,7 +20,8 @@ def find_extractor(name: str) -> Callable[[str], str | None] | None:
     """The extractor of the function "module:function"; None if it has none.
 
     Raises:
-        ConfigurationError: there is no such function, or its extractor is no function.
+        ConfigurationError: there is no such function, or its `extract` is not a
+            function.
     """
     function = find_function(
         name, "a function of a problem and an answer", "my_module:is_correct"
@@ -50,7 +51,7 @@ def find_written(text: str) -> str | None:
 
 
 class OwnExtractor:
-    """An extractor of one's own, which ends no run: where it fails, there is no answer.
+    """Your own extractor. If it fails, the text has no answer, and the run continues.
 
     The first failure is a warning, `UngradedAnswerWarning`.
 

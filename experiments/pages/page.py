@@ -2,7 +2,7 @@
 
 The page holds plotly.js, a program and the data of the runs. Texts of models and of
 files are untrusted: they are JSON in an element that browsers do not run, with every
-"<" escaped, and the program shows them by `textContent` alone. A content security
+"<" escaped, and the program shows them only by `textContent`. A content security
 policy forbids the page to load or send anything.
 """
 

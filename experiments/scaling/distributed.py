@@ -82,16 +82,18 @@ def join_processes(
         BEAT_TIMEOUT,
     )
     try:
+        # Also as it leaves: a request to stop is remembered within this context only.
         with raise_on_sigterm():
-            yield group
-    except BaseException as error:
-        group.leave(error)
-        reason = group.reason(error)
-        if reason is error:
-            raise
-        raise reason from error
-    else:
-        group.leave()
+            try:
+                yield group
+            except BaseException as error:
+                group.leave(error)
+                reason = group.reason(error)
+                if reason is error:
+                    raise
+                raise reason from error
+            else:
+                group.leave()
     finally:
         if not is_joined:
             with contextlib.suppress(Exception):

@@ -98,7 +98,7 @@ class KeptRun(NamedTuple):
 
 
 def id_of_texts(texts: Sequence[str]) -> str:
-    """The hash by which a row names the record that it was read off.
+    """The hash by which a row names the record from which it was computed.
 
     A run that is repeated need not draw the same texts, for example over a server
     without seeds. If it does, rounding does not change the hash.

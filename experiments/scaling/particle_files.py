@@ -9,7 +9,7 @@ object in the folder ``rows.particles``, and they stay there.
 A kill between the two writes leaves records without rows. These runs are repeated, with
 the same random numbers, and the file then has two records of them, equal up to
 rounding; a reader gets the first. If the texts differ, as over a server without seeds,
-a reader gets both, and rows name the texts that they were read off.
+a reader gets both, and rows name the texts from which they were computed.
 """
 
 import contextlib
@@ -194,7 +194,7 @@ def read_particles(place: Place, *, unique: bool = True) -> Iterator[KeptRun]:
     Args:
         place: of the file of rows; or one file of particles.
         unique: leave out the second record of a run with the same texts, which differs
-            by rounding alone.
+            only by rounding.
 
     Raises:
         ResultsError: there are none, or a record is malformed; the message names file

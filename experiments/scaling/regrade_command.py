@@ -72,7 +72,7 @@ def regrade_run(
 class GraderPools(contextlib.ExitStack):
     """The pools of the graders of one run, by name, which are closed together.
 
-    A pool remembers grades by the ids of problems, so it is of one run alone.
+    A pool remembers grades by problem id, so it must not be shared between runs.
     """
 
     def __init__(self) -> None:
@@ -219,7 +219,7 @@ def _grading_by(name: str, task_name: str | None, pools: GraderPools) -> Grading
 
 
 def _is_generated(task_name: str | None) -> TypeGuard[str]:
-    """Whether the name is that of a task with an extractor of its own."""
+    """Whether the name is that of a task with its own extractor."""
     return task_name is not None and (
         task_name in TASKS or task_name.startswith(PREFIX)
     )

@@ -74,7 +74,7 @@ def row_notes(rows: Rows) -> list[str]:
         notes.append(
             f"At least {sum(retokenized):,} steps, in {sum(map(bool, retokenized)):,} "
             f"of {len(rows):,} runs, are read by the server as other tokens than it "
-            "has drawn, since it takes text alone; a server that takes token ids "
+            "has drawn, since it takes only text; a server that takes token ids "
             "continues exactly."
         )
     return notes
@@ -173,7 +173,7 @@ def paired_text(comparisons: Sequence[Comparison]) -> str:
     return (
         f"Paired differences at N = {', '.join(map(str, budgets))}, in points ± "
         'standard error, on the same problems.\n"only first" and "only second" count '
-        "runs in which one of the two alone is right.\np: exact test that the two are "
+        "runs in which only one of the two is right.\np: exact test that the two are "
         "interchangeable on each problem (with one seed McNemar's);\nStudent's t test "
         "of the mean where accuracies are means over subsets of a pool.\n"
         f"Holm: p adjusted for the {count} comparison{'s' * (count > 1)} of this "

@@ -31,7 +31,7 @@ from tsi.experiments.scaling.methods import get_method
 
 SETTINGS_ID, SETTINGS = "settings_id", "settings"
 TEXTS_ID = "texts_id"
-"""Field of a row with the hash of the texts that it was read off, kept or not."""
+"""Field of a row with the hash of the texts from which it was computed, kept or not."""
 
 
 class Cell(NamedTuple):

@@ -167,7 +167,7 @@ def outcome(
 def served_counts(ledger: Ledger) -> dict[str, int]:
     """What a server was sent, found in its cache and reads anew; nothing without one.
 
-    A server that takes text alone does not say how many tokens it was sent.
+    A server that takes only text does not say how many tokens it was sent.
     """
     counts: dict[str, int] = {}
     if ledger.sent_tokens:

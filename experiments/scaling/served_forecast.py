@@ -42,7 +42,7 @@ def refusal_of(world: World, method: str, budget: int) -> str:
 
 
 def fixed_proposal_refusal(method: Method) -> str:
-    """Why a method with a proposal of its own cannot run over a server."""
+    """Why a method with its own proposal cannot run over a server."""
     return (
         f"{method.label} is a published procedure that proposes at another temperature "
         "than the policy's, and a server gives the probabilities of one. Use "

@@ -157,7 +157,7 @@ def _is_equal_setting(
         and isinstance(recorded_value, str)
     ):
         return False
-    # As in value:PATH, where the kind of reward stands before the path.
+    # As in value:PATH, where the kind of reward is before the path.
     return _kind(expected_value) == _kind(recorded_value)
 
 

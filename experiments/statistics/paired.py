@@ -121,7 +121,7 @@ def paired_difference(
 def _p_value(differences: Shaped[np.ndarray, "P S"]) -> float:
     totals = differences.sum(axis=1)
     whole = np.round(totals).astype(np.int64)
-    # Expected values of whole numbers differ from them by rounding alone.
+    # Expected values of whole numbers differ from them only by rounding.
     if np.allclose(totals, whole, rtol=0, atol=1e-6):
         return sign_flip_p_value(whole)
     number = len(totals)

@@ -231,13 +231,13 @@ def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
         )
     if not abilities.takes_ids and policy.spelling.chat_template is None:
         notes.append(
-            f"{abilities.server} takes text alone and is asked in plain text, without "
+            f"{abilities.server} takes only text and is asked in plain text, without "
             "a chat template, and questions with parts such as <|im_end|> or [INST] "
             "are refused. A chat model needs --served-tokenizer, its tokenizer."
         )
-    if not abilities.truncates:
+    if abilities.refused:
         notes.append(
-            f"{abilities.server} does not know top-k, min-p and a repetition penalty, "
+            f"{abilities.server} does not know the controls {abilities.refused_words}, "
             "so they are not sent. Whether it truncates unasked cannot be measured."
         )
     if abilities.draws_all is False:

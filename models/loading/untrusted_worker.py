@@ -110,7 +110,7 @@ def serve() -> None:
         except TsiError as error:
             response = json.dumps(["refused", str(error)])
         except BaseException as error:
-            # A panic of the Rust package derives from BaseException alone.
+            # A panic of the Rust package derives only from BaseException.
             state = "refused" if isinstance(error, Exception) else "panicked"
             text = f"{type(error).__name__}: {str(error)[:500]}"
             response = json.dumps([state, text])

@@ -136,7 +136,7 @@ class TextEncoder:
             return ids, self.normalise(text)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # panics of the Rust package derive from it alone
+        except BaseException:  # panics of the Rust package derive only from it
             return None, text
 
     def _run_within_limits(

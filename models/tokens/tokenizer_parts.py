@@ -215,7 +215,7 @@ def _splits_fast(part: Mapping[str, Any]) -> bool:
 def call_backend(path: Path, build: Callable[[], Any]) -> Any:
     """Call the Rust package, and turn its errors into a CheckpointError.
 
-    Its panics derive from BaseException alone, so BaseException is caught.
+    Its panics derive only from BaseException, so BaseException is caught.
     """
     try:
         return build()

@@ -61,7 +61,7 @@ class SearchTree(NamedTuple):
 
 
 def new_tree(num_stored: int) -> SearchTree:
-    """A tree of the root alone, with space for `num_stored` - 1 further nodes."""
+    """A tree with only its root, with space for `num_stored` - 1 further nodes."""
     zeros = jnp.zeros(num_stored, weight_dtype())
     return SearchTree(
         jnp.ones((), jnp.int32),

@@ -76,8 +76,13 @@ def log_prob_of(
     temperature: Float[Array, ""],
     truncation: Truncation | None = None,
 ) -> Float[Array, "*b"]:
-    """log p of tokens; at temperature 0, 0 for the most likely token and else -inf."""
+    """log p of tokens; at temperature 0, 0 for the most likely token and else -inf.
+
+    NaN if any of the logits is.
+    """
+    mark = jnp.zeros((), logits.dtype)
     if truncation is not None:
+        mark = nan_or_zero(logits)
         logits = truncate(logits, temperature, truncation)
 
     def log_softmax() -> Float[Array, "*b"]:
@@ -86,12 +91,18 @@ def log_prob_of(
         return logit - jax.nn.logsumexp(scaled, axis=-1)
 
     def log_greedy() -> Float[Array, "*b"]:
-        return jnp.where(token == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(
-            logits.dtype
-        )
+        is_likeliest = token == jnp.argmax(logits, axis=-1)
+        log_p = jnp.where(is_likeliest, 0.0, -jnp.inf).astype(logits.dtype)
+        return log_p + nan_or_zero(logits)
 
     # On a CPU the argmax of 50,000 logits takes as long as their softmax.
-    return jax.lax.cond(temperature > 0, log_softmax, log_greedy)
+    return jax.lax.cond(temperature > 0, log_softmax, log_greedy) + mark
+
+
+def nan_or_zero(logits: Float[Array, "*b V"]) -> Float[Array, "*b"]:
+    """NaN where any of the logits is; truncation and argmax would hide it."""
+    largest = jnp.max(logits, axis=-1)
+    return jnp.where(jnp.isnan(largest), largest, jnp.zeros_like(largest))
 
 
 def sample_token(
@@ -99,15 +110,18 @@ def sample_token(
 ) -> tuple[Int[Array, " R"], Float[Array, " R"], Float[Array, " R"]]:
     """Draw one token per row, each row with its own key.
 
-    At temperature 0 the most likely token is taken, and its log p is 0.
+    At temperature 0 the most likely token is taken, and its log p is 0. log p is NaN if
+    any of the logits is.
 
     Returns:
         Token ids, their log p under the policy, and log p - log q.
     """
     policy, proposal, truncation, _ = temperatures
-    if truncation is not None:
-        logits = truncate(logits, policy, truncation)
     zeros = jnp.zeros(logits.shape[0], logits.dtype)
+    mark = zeros
+    if truncation is not None:
+        mark = nan_or_zero(logits)
+        logits = truncate(logits, policy, truncation)
     drawing = policy if proposal is None else proposal
 
     def take_likeliest() -> tuple[Int[Array, " R"], Float[Array, " R"]]:
@@ -122,8 +136,8 @@ def sample_token(
         take_likeliest,
     )
     if proposal is None:
-        return token, log_q, zeros
-    log_p = log_prob_of(logits, token, policy)
+        return token, log_q + mark, zeros
+    log_p = log_prob_of(logits, token, policy) + mark
     return token, log_p, log_p - log_q
 
 

@@ -41,11 +41,8 @@ def boundary_of(
             :func:`tsi.decoding.boundary.step_boundary`.
     """
     token_bytes = [tokenizer.token_bytes(id) for id in range(vocab_size)]
-    delimiters = [delimiter] if isinstance(delimiter, bytes) else delimiter
-    for string in (*delimiters, *stop_strings):
-        check_is_written(string, tokenizer, token_bytes)
     unknown = [id for id in range(vocab_size) if tokenizer.meaning(id) is None]
-    return step_boundary(
+    boundary = step_boundary(
         token_bytes,
         delimiter,
         eos_ids,
@@ -53,6 +50,10 @@ def boundary_of(
         stop_strings=stop_strings,
         min_step_tokens=min_step_tokens,
     )
+    delimiters = [delimiter] if isinstance(delimiter, bytes) else delimiter
+    for string in (*delimiters, *stop_strings):
+        check_is_written(string, tokenizer, token_bytes)
+    return boundary
 
 
 def check_is_written(
@@ -65,18 +66,27 @@ def check_is_written(
             byte that is in no token.
     """
     name = string.decode("utf-8", "replace")
-    control = next((x for x in tokenizer.special_ids if x and x in name), None)
-    if control is not None:
-        raise ConfigurationError(
-            f"The string {name!r} contains the control token {control}, which has no "
-            "text, so that it would never be found. Leave it out: the policy's end "
-            "tokens end a solution anyway."
-        )
+    check_names_no_control(name, tokenizer)
     missing = set(string).difference(*token_bytes)
     if missing:
         raise ConfigurationError(
             f"The policy has no token with the byte {bytes([min(missing)])!r}, so it "
             f"cannot write {name!r}. Choose another delimiter or stop string."
+        )
+
+
+def check_names_no_control(string: str, tokenizer: Tokenizer) -> None:
+    """Refuse a delimiter or stop string with the name of a control token.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    control = next((x for x in tokenizer.special_ids if x and x in string), None)
+    if control is not None:
+        raise ConfigurationError(
+            f"The string {string!r} contains the control token {control}, which has no "
+            "text, so that it would never be found. Leave it out: the policy's end "
+            "tokens end a solution anyway."
         )
 
 

@@ -83,44 +83,80 @@ def run_rounds(
             f"max_rounds={rounds.max_rounds}."
         )
     options = {} if progress is None else {"progress": progress}
-    done: list[list[Result]] = [[] for _ in problems]
-    complete: dict[int, Result] = {}
-    running = list(range(len(problems)))
-    failure: ProblemError | None = None
-    for number in range(rounds.max_rounds):
-        if not running:
-            break
-        stopped: Stopped | None = None
-        try:
-            results = runner.run(
-                sampler,
-                jax.random.fold_in(key, number),
-                [problems[i] for i in running],
-                rounds.size,
-                extract=extract,
-                temperature=temperature,
-                **options,
-            )
-        except ProblemError as error:
-            failure = error if failure is None else failure.join(error)
-            results = error.results
-        except Stopped as error:
-            stopped, results = error, error.results
-        # Problems that have failed are not among the results.
+    state = _Rounds(problems, rounds, reads_reward)
+    try:
+        while state.running:
+            try:
+                results = runner.run(
+                    sampler,
+                    jax.random.fold_in(key, state.number),
+                    [problems[i] for i in state.running],
+                    rounds.size,
+                    extract=extract,
+                    temperature=temperature,
+                    **options,
+                )
+            except ProblemError as error:
+                state.fail(error)
+                results = error.results
+            except Stopped as error:
+                state.end_round(error.results)
+                raise
+            state.end_round(results)
+    except Stopped as error:
+        # A signal may come between two rounds, too.
+        error.results = tuple(state.results())
+        raise error from state.failure
+    if state.failure is not None:
+        state.failure.results = tuple(state.results())
+        raise state.failure
+    return state.results()
+
+
+class _Rounds:
+    """The problems of a run in rounds.
+
+    Attributes:
+        number: of the round that is next.
+        running: places of the problems that take part in it.
+        failure: the errors of problems that have failed.
+    """
+
+    def __init__(
+        self, problems: Sequence[Problem], rounds: Rounds, reads_reward: bool
+    ) -> None:
+        self._problems, self._rounds, self._reads = problems, rounds, reads_reward
+        self._done: list[list[Result]] = [[] for _ in problems]
+        self._merged: dict[int, Result] = {}
+        self.number, self.running = 0, list(range(len(problems)))
+        self.failure: ProblemError | None = None
+
+    def fail(self, error: ProblemError) -> None:
+        """Record problems that have failed."""
+        self.failure = error if self.failure is None else self.failure.join(error)
+
+    def end_round(self, results: Sequence[Result]) -> None:
+        """Add the results of a round; problems without one have left."""
         by_id = {result.problem_id: result for result in results}
-        running = [i for i in running if problems[i].id in by_id]
-        is_last = number + 1 == rounds.max_rounds
-        for i in list(running):
-            result = by_id[problems[i].id]
-            done[i].append(result if reads_reward else price_without_reward(result))
-            if rounds.stop(done[i]) or is_last:
-                complete[i] = merge_rounds(done[i])
-                running.remove(i)
-        if stopped is not None:
-            stopped.results = tuple(complete[i] for i in sorted(complete))
-            raise stopped
-    merged = [complete[i] for i in sorted(complete)]
-    if failure is not None:
-        failure.results = tuple(merged)
-        raise failure
-    return merged
+        self.number += 1
+        running, self.running = self.running, []
+        for i in running:
+            problem, done = self._problems[i], self._done[i]
+            if problem.id not in by_id:
+                continue
+            result = by_id[problem.id]
+            done.append(result if self._reads else price_without_reward(result))
+            try:
+                is_over = self._rounds.stop(done)
+            except Exception as error:
+                # The rule may be the user's.
+                self.fail(ProblemError({problem.id: error}))
+                continue
+            if is_over or self.number == self._rounds.max_rounds:
+                self._merged[i] = merge_rounds(done)
+            else:
+                self.running.append(i)
+
+    def results(self) -> list[Result]:
+        """The results of problems that have ended, in order."""
+        return [self._merged[i] for i in sorted(self._merged)]

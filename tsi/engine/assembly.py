@@ -88,10 +88,10 @@ def reasoning_engine(
     )
     encode = encode or tokenizer.encode_prompt
     prompt = len(encode(longest_prompt))
-    suits = device_limits(
+    planned = device_limits(
         target, policy.model, loaded.model, prompt, mesh, cache_dtype, max_rows
     )
-    rows = suits.rows if max_rows is None else max_rows
+    rows = planned.rows if max_rows is None else max_rows
     engine = Engine(
         target,
         policy.model,
@@ -107,8 +107,8 @@ def reasoning_engine(
         mesh=mesh,
     )
     if max_stored is None:
-        engine.max_stored = max(suits.stored, rows)
-    engine.max_in_flight = min(engine.max_in_flight, suits.in_flight)
+        engine.max_stored = max(planned.stored, rows)
+    engine.max_in_flight = min(engine.max_in_flight, planned.in_flight)
     return engine
 
 

@@ -20,7 +20,7 @@ class BaseEngine(abc.ABC):
 
     Attributes:
         report: of the last run; None before the first.
-        totals: counts of all calls of `run`.
+        totals: counts of all calls of `run` so far.
     """
 
     report: Report | None = None

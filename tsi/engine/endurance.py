@@ -63,8 +63,8 @@ class Endurance:
     def run(self, stop: threading.Event) -> Iterator[EndedProblem | FailedProblem]:
         """Run all problems; yield each as soon as it has ended.
 
-        A problem fails with an `OutOfMemoryError` if it does not fit alone, with one
-        slot.
+        A problem fails with an `OutOfMemoryError` if it does not fit even by itself,
+        with one slot.
         """
         while self._left and not stop.is_set():
             failure = ""
@@ -79,7 +79,8 @@ class Endurance:
             except Exception as error:
                 if error is self._callers or not is_out_of_memory(error):
                     raise
-                failure = str(error).splitlines()[0]
+                # A MemoryError may have no text.
+                failure = (str(error).splitlines() or [""])[0] or repr(error)
             if not failure:
                 return
             # Outside the exception handler: its traceback keeps the lane's arrays

@@ -252,8 +252,9 @@ class Engine(BaseEngine):
                 memory to read the longest prompt.
             CapabilityError: the sampler needs a capability that a reasoning target
                 lacks.
-            ProblemError: `extract` failed on solutions of some problems; raised after
-                all others have ended.
+            ProblemError: some problems failed: the reward or `extract` raised an error,
+                the policy's logits are NaN, or memory ran out for the problem alone;
+                raised after all others have ended.
         """
         check_method(sampler)
         key = single_key(key)

@@ -62,6 +62,7 @@ class HostScores:
         self, programs: Programs, reward: HostReward, questions: Any, size: int
     ) -> None:
         self.programs, self.reward, self.size = programs, reward, size
+        reward.begin_run()
         self._questions = questions
         self._pending: list[tuple[Batch, Float[np.ndarray, " A"]]] = []
 

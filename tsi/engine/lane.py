@@ -157,7 +157,7 @@ class Lane(ProblemLoop):
         return read
 
     def _give_up_all(self, failed: list[FailedStep]) -> None:
-        """Abandon the problems of steps that could not be scored."""
+        """Abandon the problems of steps that could not be drawn or scored."""
         population = self.population
         for place, step, error in failed:
             if population.index[place] < 0:

@@ -27,7 +27,7 @@ from tsi.reasoning.particles import ReasoningParams
 
 
 class FailedStep(NamedTuple):
-    """A step that could not be scored: its problem's place, its number, its error."""
+    """A step that could not be drawn or scored: place of its problem, number, error."""
 
     place: int
     step: int
@@ -67,7 +67,7 @@ class StepReader:
             at: indices of slots, at most `sizes.reads`.
 
         Returns:
-            Steps that could not be scored.
+            Steps that could not be drawn or scored.
         """
         store, population = self.store, self.population
         rows = writers.leave(at).astype(np.int32)
@@ -103,7 +103,7 @@ class StepReader:
             sources: the row whose step each repeats.
 
         Returns:
-            Steps that could not be scored.
+            Steps that could not be drawn or scored.
         """
         store, population = self.store, self.population
         rows = rows.astype(np.int32)
@@ -146,8 +146,7 @@ class StepReader:
         """Record that steps have been read, or request their scores.
 
         Returns:
-            Steps that could not be scored, or that the policy has not drawn from
-            numbers.
+            Steps that could not be drawn or scored.
         """
         population = self.population
         places = population.places_of(rows)

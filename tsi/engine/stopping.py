@@ -50,7 +50,7 @@ def sure_majority(confidence: float = 0.95, rule: str = "beta") -> Stop:
 
     Args:
         confidence: the required confidence in the leading answer, in (0.5, 1).
-        rule: "beta" compares it with the runner-up alone, "dirichlet" with all answers
+        rule: "beta" compares it only with the runner-up, "dirichlet" with all answers
             seen.
 
     Raises:

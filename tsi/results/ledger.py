@@ -19,7 +19,7 @@ class Ledger(NamedTuple):
         sent_tokens: tokens of prefixes that were sent to a server to draw steps; a
             prefix counts once per request. 0 if the policy is in this process.
         cached_tokens: how many of these were read from the server's cache.
-        retokenized_steps: steps that a server which takes text alone certainly reads as
+        retokenized_steps: steps that a server which takes only text certainly reads as
             other tokens than it has drawn; 0 if the tokenizer is not known.
     """
 

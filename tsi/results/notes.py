@@ -92,7 +92,7 @@ def notes(result: Any) -> tuple[str, ...]:
     if retokenized:
         sentences.append(
             f"The server reads at least {retokenized:,} steps as other tokens than it "
-            "has drawn, since it takes text alone; there the policy continues another "
+            "has drawn, since it takes only text; there the policy continues another "
             "prefix. A server that takes token ids continues exactly."
         )
     return tuple(sentences)

@@ -1,10 +1,11 @@
 """The aggregated scores of steps, for a reward that is a Python function.
 
 The engine calls such rewards between two programs and passes whole prefixes, so that
-the scores of earlier steps must be known on the host. Scores of prefixes are cached,
-and each prefix is scored once while it is in the cache.
+the scores of earlier steps must be known on the host. Scores of a run's prefixes are
+cached by a digest, and each prefix is scored once while it is in the cache.
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -35,16 +36,21 @@ class AggregatedOnHost(HostReward):
 
     def __init__(self, reward: HostReward, aggregation: str) -> None:
         self.reward, self.aggregation = reward, aggregation
-        self._scores: OrderedDict[Any, float] = OrderedDict()
+        self._scores: OrderedDict[bytes, float] = OrderedDict()
 
     def prepare(self, questions: Sequence[str]) -> Any:
         """See :class:`tsi.rewards.reward.Reward`."""
         return self.reward.prepare(questions)
 
+    def begin_run(self) -> None:
+        """See :class:`tsi.rewards.host_reward.HostReward`."""
+        self._scores.clear()
+        self.reward.begin_run()
+
     def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:
         """See :class:`tsi.rewards.host_reward.HostReward`."""
         keys = [_keys_of(row) for row in rows]
-        unknown: dict[Any, Prefix] = {}
+        unknown: dict[bytes, Prefix] = {}
         for row, row_keys in zip(rows, keys, strict=True):
             for end, key in zip(row.step_ends, row_keys, strict=True):
                 if key not in self._scores:
@@ -69,17 +75,19 @@ class AggregatedOnHost(HostReward):
         return np.asarray(values)[: len(rows)]
 
 
-def _keys_of(row: Prefix) -> list[Any]:
-    """A key for the prefix at the end of each step."""
-    tokens = np.asarray(row.tokens, np.int32).tobytes()
-    question = tuple(
-        np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(row.question)
-    )
-    ends = row.step_ends
-    return [
-        (question, tokens[: 4 * end], row[2:4] if end == ends[-1] else (False, False))
-        for end in ends
-    ]
+def _keys_of(row: Prefix) -> list[bytes]:
+    """A digest of the prefix at the end of each step, with its question and flags."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(row.question):
+        digest.update(np.asarray(leaf).tobytes())
+    tokens, keys, start = np.asarray(row.tokens, np.int32), [], 0
+    for end in row.step_ends:
+        digest.update(tokens[start:end].tobytes())
+        prefix, start = digest.copy(), end
+        is_newest = end == row.step_ends[-1]
+        prefix.update(bytes((row.stopped, row.finished) if is_newest else (0, 0)))
+        keys.append(prefix.digest())
+    return keys
 
 
 def _cut(row: Prefix, end: int) -> Prefix:

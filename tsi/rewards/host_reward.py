@@ -3,7 +3,8 @@
 They run on the host. The engine calls them between two programs (`score_rows`), so its
 programs contain no callback and can be cached between processes, and an error in the
 function affects only the problem on which it occurred. Within one compiled program, as
-in :func:`tsi.run.run`, the same function is called through a callback.
+in :func:`tsi.run.run`, the same function is called through a callback, and so is that
+of a :class:`tsi.twists.value.TwistedVerifier`.
 """
 
 from abc import abstractmethod
@@ -43,6 +44,9 @@ class Prefix(NamedTuple):
 
 class HostReward(Stateless):
     """A reward that keeps no state and is computed on the host."""
+
+    def begin_run(self) -> None:
+        """Forget what earlier runs have scored; called before a run."""
 
     @abstractmethod
     def score_rows(self, rows: Sequence[Prefix]) -> Float[np.ndarray, " R"]:

@@ -7,7 +7,7 @@ from tsi.errors import ConfigurationError
 if find_spec("aiohttp") is None:
     raise ConfigurationError(
         "A policy behind a server needs the package aiohttp; install it with "
-        "pip install 'tsi[served]'."
+        "pip install -e '.[served]'."
     )
 
 # isort: split

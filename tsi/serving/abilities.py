@@ -11,8 +11,15 @@ Meaning = Literal["raw", "processed", "none", "unknown"]
 no log-probabilities. "unknown": it could not be measured."""
 
 
+CONTROL_WORDS = {
+    "top_k": "top-k",
+    "min_p": "min-p",
+    "repetition_penalty": "repetition penalty",
+}
+
+
 class Abilities(NamedTuple):
-    """What a server can do, as measured by :func:`tsi.serving.probe.probe`.
+    """What a server can do, as measured by :func:`tsi.serving.probe.measure`.
 
     Attributes:
         server: kind and version.
@@ -33,8 +40,8 @@ class Abilities(NamedTuple):
         num_weights: number of weights of the model, for FLOPs; None if not known.
         slots: number of sequences that the server works on at once and whose prefixes
             it caches; None if not known.
-        truncates: whether the server takes top-k, min-p and a repetition penalty; all
-            take a temperature and top-p.
+        refused: controls whose fields the server does not know, by their names in
+            :class:`tsi.serving.step.Controls`; all take a temperature and top-p.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 
@@ -51,7 +58,7 @@ class Abilities(NamedTuple):
     draws_all: bool | None = None
     num_weights: float | None = None
     slots: int | None = None
-    truncates: bool = True
+    refused: tuple[str, ...] = ()
     bos_from_server: bool = False
 
     def check_controls(self, controls: Controls) -> None:
@@ -60,12 +67,16 @@ class Abilities(NamedTuple):
         Raises:
             CapabilityError: see above.
         """
-        known = Controls(controls.temperature, top_p=controls.top_p)
-        if not self.truncates and controls != known:
+        if any(getattr(controls, name) is not None for name in self.refused):
             raise CapabilityError(
-                f"{self.server} refuses fields for top-k, min-p and a repetition "
-                "penalty. Leave these out, or use a server that knows them."
+                f"{self.server} refuses fields for {self.refused_words}. Leave these "
+                "out, or use a server that knows them."
             )
+
+    @property
+    def refused_words(self) -> str:
+        """The refused controls in words."""
+        return ", ".join(CONTROL_WORDS[name] for name in self.refused)
 
     def knows_log_prob(self, controls: Controls) -> bool:
         """Whether log p of drawn steps is exact under these controls.

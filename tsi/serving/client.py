@@ -200,16 +200,18 @@ class Client:
         path: str,
         body: Mapping[str, Any],
         is_enough: Callable[[list[Any]], bool] | None = None,
+        *,
+        patient: bool = True,
     ) -> list[Any]:
         """The events of a streamed reply; errors are those of `post`.
 
         Args:
-            path, body: see `post`.
+            path, body, patient: see `post`.
             is_enough: whether the events so far are enough; then the connection is
                 closed.
         """
         return await self._repeat(
-            "STREAM", path, body, True, is_enough or (lambda _: False)
+            "STREAM", path, body, patient, is_enough or (lambda _: False)
         )
 
     async def _repeat(

@@ -1,5 +1,6 @@
 """Connect to the policy at the address of a server."""
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -9,7 +10,7 @@ from tsi.models.tokens.spelling import Spelling
 from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.address import parse_address, server_key
 from tsi.serving.client import Client, Patience
-from tsi.serving.http_replies import TransientError
+from tsi.serving.http_replies import TransientError, ask_for
 from tsi.serving.identify import Identity, identify
 from tsi.serving.known_fields import fit_fields
 from tsi.serving.policy import ServedPolicy
@@ -36,7 +37,8 @@ def connect(
         tokenizer: the policy's tokenizer, if this machine has it; None uses the
             server's.
         switches: variables of the server's chat template, of JSON types; a tokenizer of
-            this machine has its own (:func:`tsi.loading.load_tokenizer`).
+            this machine has its own
+            (:func:`tsi.models.loading.load_tokenizer.load_tokenizer`).
         together: see :class:`tsi.serving.policy.ServedPolicy`.
         patience: how long to wait for the server.
 
@@ -110,7 +112,7 @@ async def has_template(client: Client, model: str | None) -> bool:
         "add_generation_prompt": True,
     }
     try:
-        await client.post("/tokenize", body)
+        await ask_for(functools.partial(client.post, "/tokenize", body))
     except TransientError:
         # A chat model must not be asked as a base model because its server is busy.
         raise

@@ -1,4 +1,6 @@
-"""The engine over a served policy, with the interface of :class:`tsi.engine.Engine`."""
+"""The engine over a served policy, with the interface of
+:class:`tsi.engine.engine.Engine`.
+"""
 
 import functools
 import math
@@ -7,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
+from tsi.decoding.vocabularies import check_names_no_control
 from tsi.engine.base import BaseEngine
 from tsi.engine.engine_run import EngineRun
 from tsi.engine.meters.report import Progress
@@ -18,6 +22,7 @@ from tsi.engine.sizing.sizes import Sizes, problems_in_work
 from tsi.errors import CapabilityError, ConfigurationError, PromptTooLongError
 from tsi.explore import check_needs
 from tsi.explorer import Explorer
+from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning.limits import SolutionLimits
@@ -29,15 +34,15 @@ from tsi.serving.dialect import Drawing
 from tsi.serving.lane import ServedLane
 from tsi.serving.policy import ServedPolicy
 from tsi.serving.prices import Prices
-from tsi.serving.scorer import Scorer, ServedScorer
+from tsi.serving.scorer import Scorer, ServedScorer, check_scorer
 from tsi.serving.served_rows import Spending
 from tsi.serving.step import Controls
 from tsi.step_keys import AnyKey, single_key
 
 MAX_ROWS = 64
 """Rows for which a server draws at once if it does not report its number of slots."""
-IN_FLIGHT = 2
-"""Rows in progress per row of `MAX_ROWS`, over a server without slots."""
+ROWS_PER_DRAW = 2
+"""Rows in progress per row for which the server draws, if its slots are not known."""
 MAX_STORED = 2**20
 """Prefixes that explorers store at once; they are references to tuples of ids."""
 
@@ -69,7 +74,8 @@ class ServedEngine(BaseEngine):
 
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, a string that
-            ends a step is empty, or a control is out of range.
+            ends a step is empty or names a control token of the policy's tokenizer, a
+            control is out of range, or `scorer` is no scorer.
     """
 
     def __init__(
@@ -96,6 +102,11 @@ class ServedEngine(BaseEngine):
                 "A served policy needs at least one delimiter, and none of the strings "
                 f"that end steps may be empty; they are {list(strings)}."
             )
+        tokenizer = getattr(policy.spelling, "tokenizer", policy.spelling)
+        if isinstance(tokenizer, Tokenizer):
+            for string in strings:
+                check_names_no_control(string, tokenizer)
+        check_scorer(scorer)
         controls.check()
         self.policy, self.scorer, self.limits = policy, scorer, limits
         self.delimiters, self.stop_strings = tuple(delimiters), tuple(stop_strings)
@@ -143,7 +154,7 @@ class ServedEngine(BaseEngine):
     def problems_at_once(self, sampler: Sampler | Explorer, num_particles: int) -> int:
         """Maximum number of problems that run at once."""
         plan = plan_of(sampler, num_particles, self.limits.max_steps)
-        max_problems = problems_in_work(plan, IN_FLIGHT * self.max_rows, MAX_STORED)
+        max_problems = problems_in_work(plan, ROWS_PER_DRAW * self.max_rows, MAX_STORED)
         slots = self.policy.abilities.slots
         if slots is None:
             return max_problems
@@ -165,8 +176,8 @@ class ServedEngine(BaseEngine):
     ) -> Iterator[Result]:
         """Run a sampler, and yield each result as its problem ends.
 
-        Arguments are those of :meth:`tsi.engine.engine.Engine.stream`; times are always
-        exact, since the server computes.
+        Arguments are those of :meth:`tsi.engine.engine.Engine.stream`, but `exact` has
+        no effect: it makes the local engine wait for its device before it reads a time.
 
         Raises:
             CapabilityError: the method needs what the server cannot do, or a proposal
@@ -181,6 +192,8 @@ class ServedEngine(BaseEngine):
         key = single_key(key)
         check_num_particles(num_particles)
         controls = self.controls.change(temperature, truncation)
+        # The policy's own temperature has been checked; 0 accepts every proposal.
+        check_temperatures(0.0, proposal_temperature)
         if proposal_temperature not in (None, controls.temperature):
             raise CapabilityError(
                 f"A proposal at temperature {proposal_temperature:g}, and not at the "

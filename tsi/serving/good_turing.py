@@ -1,4 +1,11 @@
-"""Good and Turing's estimate of the probability that is missing from a sample."""
+"""Good and Turing's estimate of the probability that is missing from a sample.
+
+Frequencies show whether the server truncates by default. Among K drawn tokens, let S be
+the set of distinct tokens and f1 the number of tokens that were drawn exactly once. The
+tokens outside S have a total probability of about f1 / K (Good 1953), so the model's
+probability of S is about 1 - f1 / K. If a server draws only from a part of the
+vocabulary with total probability Z, the model's probability of S is Z times that.
+"""
 
 import math
 from collections import Counter

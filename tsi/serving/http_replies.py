@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import email.utils
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -35,12 +35,34 @@ class TransientError(ServerError):
 
     @property
     def is_permanent(self) -> bool:
-        """Whether a server that lacks what was asked for may well answer like this.
+        """Whether a server without the requested feature may answer like this.
 
-        Some answer an unknown path with a web page, and an unknown field with an error
-        of their own.
+        Some answer an unknown path with a web page, and an unknown field with a
+        non-standard error.
         """
         return self.status in (200, 500, 501)
+
+
+async def ask_for(ask: Callable[..., Awaitable[Any]]) -> Any:
+    """The answer to a request for something that a server may lack.
+
+    Args:
+        ask: sends the request; takes `patient`, see `tsi.serving.client.Client.post`.
+
+    Raises:
+        TransientError: the server is busy or away, so that this cannot be known.
+        ServerError: it refuses, or has failed as a server does that lacks what was
+            asked for (`TransientError.is_permanent`).
+    """
+    for patient in (False, True):
+        try:
+            return await ask(patient=patient)
+        except TransientError as error:
+            if error.is_permanent:
+                raise ServerError(str(error)) from error
+            if patient:
+                raise
+    raise AssertionError
 
 
 async def read_body(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:

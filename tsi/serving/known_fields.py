@@ -2,20 +2,22 @@
 
 Servers that know top-k, min-p and a repetition penalty have defaults for them, so these
 fields are always sent. A strict server, such as OpenAI's own, refuses a request with a
-field that it does not know. Such a field has no default there and is left out.
+field that it does not know. Such a field has no default there and is left out. A server
+may know some of them, so if it refuses a request with all, it is asked with each alone.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 
 from tsi.errors import ServerError
 from tsi.serving.client import Client
 from tsi.serving.dialect import Drawing
-from tsi.serving.http_replies import TransientError
+from tsi.serving.http_replies import TransientError, ask_for
 from tsi.serving.identify import Identity
 from tsi.serving.probe import draw_steps
 from tsi.serving.step import Controls, StepRequest
-from tsi.serving.text_server import TextServer
+from tsi.serving.text_server import EXTENSIONS, TextServer
 
 UNKNOWN = re.compile(
     r"unrecogni[sz]ed|unknown|unexpected|unsupported param|not permitted"
@@ -29,7 +31,7 @@ refuses its value may have a default for it, which would then apply."""
 async def fit_fields(
     client: Client, identity: Identity, prompt: Sequence[int]
 ) -> Identity:
-    """The identity of a server, with a dialect that sends no field it refuses.
+    """The identity of a server, with a dialect that sends no field it does not know.
 
     Args:
         client: of the server.
@@ -43,14 +45,35 @@ async def fit_fields(
         return identity
     requests = [StepRequest(tuple(prompt), 1, 1)]
     drawing = Drawing(identity.model, Controls(), ())
+    if await takes_fields(client, identity.dialect, requests, drawing):
+        return identity
+    known = [
+        name
+        for name in EXTENSIONS
+        if await takes_fields(client, TextServer([name]), requests, drawing)
+    ]
+    dialect = TextServer(known)
+    await draw_steps(client, dialect, requests, drawing)
+    return identity._replace(dialect=dialect)
+
+
+async def takes_fields(
+    client: Client,
+    dialect: TextServer,
+    requests: Sequence[StepRequest],
+    drawing: Drawing,
+) -> bool:
+    """Whether a server knows all fields that a dialect sends.
+
+    Raises:
+        ServerError: the server refuses the request for another reason.
+    """
     try:
-        await draw_steps(client, identity.dialect, requests, drawing)
+        await ask_for(functools.partial(draw_steps, client, dialect, requests, drawing))
     except TransientError:
         raise
     except ServerError as error:
         if not UNKNOWN.search(str(error)):
             raise
-        dialect = TextServer(sends_extensions=False)
-        await draw_steps(client, dialect, requests, drawing)
-        return identity._replace(dialect=dialect)
-    return identity
+        return False
+    return True

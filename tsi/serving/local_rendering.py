@@ -53,7 +53,7 @@ class Renderer(Protocol):
     def values(
         self, model: Any, hidden: Float[Array, "R W D"], following: Int[Array, "R W"]
     ) -> Float[Array, "R W"]:
-        """The model's log-odds at each id; see :class:`tsi.rewards.TextReader`."""
+        """See :meth:`tsi.rewards.text_reader.TextReader.values`."""
 
 
 class TextRenderer:

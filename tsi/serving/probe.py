@@ -5,16 +5,12 @@ temperatures, to see whether they belong to the model or to the distribution fro
 tokens are drawn. Each seed is used twice: a server that ignores seeds is very unlikely
 to repeat the tokens of all of them. A server rounds differently when other requests
 share its batch. If the tokens of a few seeds differ, these seeds are therefore used
-again several times, without other requests.
-
-Frequencies show whether the server truncates by default. Among K drawn tokens, let S be
-the set of distinct tokens and f1 the number of tokens that were drawn exactly once. The
-tokens outside S have a total probability of about f1 / K (Good 1953), so the model's
-probability of S is about 1 - f1 / K. If a server draws only from a part of the
-vocabulary with total probability Z, the model's probability of S is Z times that.
+again several times, without other requests. Frequencies of drawn tokens show whether it
+truncates by default (:mod:`tsi.serving.good_turing`).
 """
 
 import asyncio
+import functools
 import math
 from collections.abc import Awaitable, Iterable, Sequence
 
@@ -23,7 +19,7 @@ from tsi.serving.abilities import Abilities, Meaning
 from tsi.serving.client import Client
 from tsi.serving.dialect import Dialect, Drawing
 from tsi.serving.good_turing import kept_mass_is_one
-from tsi.serving.http_replies import TransientError
+from tsi.serving.http_replies import TransientError, ask_for
 from tsi.serving.identify import Identity
 from tsi.serving.step import Controls, ServedStep, StepRequest
 from tsi.serving.text_server import TextServer
@@ -90,7 +86,7 @@ async def measure(
         slots=identity.slots,
     )
     if isinstance(dialect, TextServer):
-        return abilities._replace(truncates=dialect.sends_extensions)
+        return abilities._replace(refused=dialect.refused)
     if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
         abilities = abilities._replace(copies=identity.copies)
     draws = await each(
@@ -136,7 +132,8 @@ async def draws_copies(
     drawing = Drawing(identity.model, Controls(), ())
     call = identity.dialect.call([request] * count, drawing)
     try:
-        replies = [await client.post(call.path, call.body) for _ in range(2)]
+        ask = functools.partial(client.post, call.path, call.body)
+        replies = [await ask_for(ask) for _ in range(2)]
         first, second = (
             [
                 step.tokens
@@ -172,13 +169,17 @@ async def draw_steps(
     dialect: Dialect,
     requests: Sequence[StepRequest],
     drawing: Drawing,
+    *,
+    patient: bool = True,
 ) -> ServedStep:
-    """The first step of one request over HTTP."""
+    """The first step of one request over HTTP; see `Client.post`."""
     call = dialect.call(requests, drawing)
     if call.streamed:
-        reply = await client.events(call.path, call.body, call.is_enough)
+        reply = await client.events(
+            call.path, call.body, call.is_enough, patient=patient
+        )
     else:
-        reply = await client.post(call.path, call.body)
+        reply = await client.post(call.path, call.body, patient=patient)
     return dialect.steps(reply, requests, drawing)[0]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from tsi.errors import ConfigurationError
 from tsi.models.tokens.tokenizer import Tokenizer
+from tsi.serving.text_server import join_surrogates
 
 
 def is_retokenized(tokenizer: Tokenizer, prefix: str, pieces: Sequence[str]) -> bool:
@@ -31,6 +32,28 @@ def is_retokenized(tokenizer: Tokenizer, prefix: str, pieces: Sequence[str]) -> 
     places = itertools.accumulate(sizes[:-1])
     total = sum(sizes)
     return any(total - place not in ends for place in places)
+
+
+def cut_pieces(pieces: Sequence[str], text: str) -> list[str]:
+    """The pieces of a step, as far as they are in its text.
+
+    Args:
+        pieces: as they arrived. A surrogate pair may be divided between two of them,
+            which become one.
+        text: of the step, with which the pieces begin.
+
+    >>> cut_pieces(["a", "b+", "c"], "ab")
+    ['a', 'b']
+    """
+    whole: list[str] = []
+    for piece in pieces:
+        if whole and "\ud800" <= whole[-1][-1:] <= "\udbff":
+            whole[-1] += piece
+        else:
+            whole.append(piece)
+    ends = list(itertools.accumulate(len(join_surrogates(piece)) for piece in whole))
+    cut = [text[a:b] for a, b in itertools.pairwise((0, *ends))]
+    return [piece for piece in cut if piece]
 
 
 def token_ends(tokenizer: Tokenizer, text: str) -> set[int] | None:

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from tsi.errors import ConfigurationError
+from tsi.rewards.aggregated_on_host import AggregatedOnHost
+from tsi.rewards.aggregation import Aggregated
 from tsi.rewards.host_reward import HostReward, Prefix, score_each
 
 
@@ -80,6 +83,19 @@ class ServedScorer(Protocol):
         """
 
 
+def check_scorer(scorer: object) -> None:
+    """Refuse a reward that is not a scorer.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    if not isinstance(scorer, Scorer | ServedScorer):
+        raise ConfigurationError(
+            "The reward over a server must be a scorer, such as a HostScorer or what "
+            f"tsi.serving.served_reward returns, not {type(scorer).__name__}."
+        )
+
+
 class NoScorer:
     """A reward of 0.5 for every prefix."""
 
@@ -99,18 +115,35 @@ class HostScorer:
     """A Python function of the text so far, such as a verifier.
 
     Args:
-        reward: its `decode` must be that of the served policy.
+        reward: such a function, or step scores of one that are aggregated; its `decode`
+            must be that of the served policy.
         name: for rows of results.
+
+    Raises:
+        ConfigurationError: the reward is not a Python function.
     """
 
-    reward: HostReward
+    reward: HostReward | Aggregated
     name: str = "function"
     needs_log_probs: bool = False
     _questions: Any = None
 
+    def __post_init__(self) -> None:
+        reward: Any = self.reward
+        if isinstance(reward, Aggregated) and isinstance(reward.reward, HostReward):
+            reward = AggregatedOnHost(reward.reward, reward.aggregation)
+        if not isinstance(reward, HostReward):
+            raise ConfigurationError(
+                f"A HostScorer takes a reward that is a Python function of the text, "
+                f"such as TextReward or Verifier, not {type(reward).__name__}. "
+                "tsi.serving.served_reward makes the scorers of reward models."
+            )
+        self._function = reward
+
     def prepare(self, questions: Sequence[str]) -> None:
         """See `Scorer`."""
-        self._questions = jax.tree.map(np.asarray, self.reward.prepare(questions))
+        self._function.begin_run()
+        self._questions = jax.tree.map(np.asarray, self._function.prepare(questions))
 
     def score(self, rows: Sequence[ScoredRow]) -> list[Score | Exception]:
         """See `Scorer`."""
@@ -120,10 +153,11 @@ class HostScorer:
                 list(row.tokens),
                 row.stopped,
                 row.finished,
+                row.ends,
             )
             for row in rows
         ]
-        log_odds, errors = score_each(self.reward, prefixes)
+        log_odds, errors = score_each(self._function, prefixes)
         return [
             errors.get(index, Score(float(value)))
             for index, value in enumerate(log_odds)

@@ -72,7 +72,7 @@ class RewardSettings(NamedTuple):
         prompt_tokens: tokens of the longest question or prompt that a reward model
             reads.
         dtype, weights: types of a model on this machine; see
-            :func:`tsi.loading.load_reward`.
+            :func:`tsi.loading.named_reward.load_reward`.
         max_bytes: the maximum number of bytes of keys and values that a model on this
             machine keeps.
         patience: limits of the clients of reward servers.

@@ -182,7 +182,8 @@ class ServedRows:
         counts.prompt[index] += step.prompt_tokens
         counts.cached[index] += step.cached_tokens
         counts.requests[index] += 1
-        counts.retokenized[index] += step.is_retokenized
+        # The last step of a solution is not read again.
+        counts.retokenized[index] += step.is_retokenized and not row.finished
 
     def replies(self, rows: Int[np.ndarray, " n"], log_probs: Any) -> RowReplies:
         """The replies of working rows for their sampler.

@@ -21,7 +21,7 @@ from tsi.models.tokens.tokenizer import Tokenizer
 from tsi.serving.client import Client
 from tsi.serving.http_replies import TransientError
 from tsi.serving.reading import field, string, token_ids
-from tsi.serving.retokenization import is_retokenized
+from tsi.serving.retokenization import cut_pieces, is_retokenized
 from tsi.serving.step import ServedStep, as_points, as_text
 
 EXAMPLE_CHAT = [
@@ -223,7 +223,7 @@ class TextSpelling:
     def __init__(
         self, tokenizer: Tokenizer | None, bos_from_server: bool, name: str
     ) -> None:
-        self._tokenizer, self._bos_from_server = tokenizer, bos_from_server
+        self.tokenizer, self._bos_from_server = tokenizer, bos_from_server
         self.name = name
         self.chat_template = None if tokenizer is None else tokenizer.chat_template
         self.eos_ids: tuple[int, ...] = ()
@@ -237,22 +237,22 @@ class TextSpelling:
             ConfigurationError: the text contains the name of a control token, which a
                 server would read as the token.
         """
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             names = control_names(text)
             if names:
                 raise ConfigurationError(
                     f"The text {text!r:.80} contains {names[0]!r}, which looks like "
-                    "the name of a control token. This server takes text alone, and "
+                    "the name of a control token. This server takes only text, and "
                     "would read such a name as the token. Name the policy's tokenizer "
                     "(a folder or hub id), which tells whether it is one, or take it "
                     "out."
                 )
-        elif self._tokenizer.encode(text) != self._tokenizer.encode(
+        elif self.tokenizer.encode(text) != self.tokenizer.encode(
             text, allow_special=True
         ):
             raise ConfigurationError(
                 f"The text {text!r:.80} contains the name of a control token. This "
-                "server takes text alone, and would read it as one; take it out, "
+                "server takes only text, and would read it as one; take it out, "
                 "or use a server that takes token ids."
             )
         return list(as_points(text))
@@ -261,29 +261,28 @@ class TextSpelling:
         """Whether a step is certainly read as other tokens than were drawn.
 
         Without the tokenizer this is not known, and not counted. A step that ends the
-        solution is not read again.
+        solution is not read again. Nothing is known either about the event that goes
+        beyond the delimiter, where the step was cut: the rest may be further tokens.
 
         Args:
-            prefix: code points of what stands before it.
+            prefix: code points of the text before it.
             step: as the server has sent it.
         """
-        if self._tokenizer is None or step.end == "end" or not step.pieces:
+        if self.tokenizer is None or step.end == "end" or not step.pieces:
             return False
-        if sum(map(len, step.pieces)) > len(step.tokens):
-            # A token goes beyond the delimiter, where the step was cut.
-            return True
-        before = as_text(tuple(prefix))
-        return is_retokenized(self._tokenizer, before, step.pieces)
+        before, text = as_text(tuple(prefix)), as_text(step.tokens)
+        pieces = cut_pieces(step.pieces, text)
+        return is_retokenized(self.tokenizer, before, pieces)
 
     def encode_chat(self, messages: Messages) -> list[int]:
         """Code points of a rendered chat; see `encode`."""
-        assert self._tokenizer is not None
+        assert self.tokenizer is not None
         for message in messages:
             self.encode(message["content"])
-        text = self._tokenizer.render(messages, add_generation_prompt=True)
-        bos = self._tokenizer.bos_id
+        text = self.tokenizer.render(messages, add_generation_prompt=True)
+        bos = self.tokenizer.bos_id
         if self._bos_from_server and bos is not None:
-            name = self._tokenizer.meaning(bos)
+            name = self.tokenizer.meaning(bos)
             text = text.removeprefix(name if isinstance(name, str) else "")
         return list(as_points(text))
 

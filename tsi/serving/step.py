@@ -99,8 +99,8 @@ class ServedStep(NamedTuple):
         cached_tokens: how many of these were read from the server's cache.
         pieces: texts as which a text server has sent the step, each of one or more
             tokens; the last one may go beyond the step. Empty for ids.
-        is_retokenized: whether the server will certainly read the step as other tokens
-            than it has drawn.
+        is_retokenized: whether the server, if it reads the step again, certainly reads
+            it as other tokens than it has drawn.
     """
 
     tokens: tuple[int, ...]

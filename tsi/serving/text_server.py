@@ -6,7 +6,7 @@ written, and the connection is closed at the first delimiter, which makes the se
 stop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tsi.errors import ServerError
@@ -16,14 +16,19 @@ from tsi.serving.reading import field, show
 from tsi.serving.step import End, ServedStep, StepRequest, as_points, as_text
 
 PATH = "/v1/completions"
+EXTENSIONS = {
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repeat_penalty": "repetition_penalty",
+}
+"""Fields that are not part of OpenAI's interface, and the controls that they set."""
 
 
 class TextServer:
     """See the module docstring.
 
     Args:
-        sends_extensions: whether fields are sent that are not part of OpenAI's
-            interface: top-k, min-p and a repetition penalty. They are left out for a
+        extensions: those of `EXTENSIONS` that are sent. The others are left out for a
             server that refuses fields which it does not know.
     """
 
@@ -33,8 +38,17 @@ class TextServer:
     copies = False
     keeps_copies = True
 
-    def __init__(self, sends_extensions: bool = True) -> None:
-        self.sends_extensions = sends_extensions
+    def __init__(self, extensions: Iterable[str] = EXTENSIONS) -> None:
+        self.extensions = tuple(extensions)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Controls whose fields are not sent."""
+        return tuple(
+            control
+            for name, control in EXTENSIONS.items()
+            if name not in self.extensions
+        )
 
     def call(self, requests: Sequence[StepRequest], drawing: Drawing) -> Call:
         """See :class:`tsi.serving.dialect.Dialect`."""
@@ -49,13 +63,13 @@ class TextServer:
             "presence_penalty": 0.0,
             "stream": True,
         }
-        if self.sends_extensions:
-            # Servers that know these fields have defaults.
-            body |= {
-                "top_k": controls.top_k or 0,
-                "min_p": controls.min_p or 0.0,
-                "repeat_penalty": controls.repetition_penalty or 1.0,
-            }
+        # Servers that know these fields have defaults.
+        values = {
+            "top_k": controls.top_k or 0,
+            "min_p": controls.min_p or 0.0,
+            "repeat_penalty": controls.repetition_penalty or 1.0,
+        }
+        body |= {name: values[name] for name in self.extensions}
         if drawing.model is not None:
             body["model"] = drawing.model
         longest = max(map(len, drawing.stops), default=1)

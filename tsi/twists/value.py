@@ -62,6 +62,9 @@ class TwistedVerifier(PolicyValue):
     potentials (``twisted_smc``) the head affects only the variance, if solutions that
     are cut at a limit have weight zero (``log_truncation`` = -inf).
 
+    In the engine the verifier is called from within a compiled program, unlike other
+    rewards on the host: an exception that it raises ends the run.
+
     Attributes:
         verifier: a function of the text.
     """

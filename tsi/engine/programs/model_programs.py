@@ -181,10 +181,10 @@ class Programs(PagePrograms):
         new: Dense,
         rows: Int[Array, " r"],
         places: Int[Array, " r"],
-        start_time: Bool[Array, " r"],
+        was_active: Bool[Array, " r"],
     ) -> Dense:
         return self.divide(
-            append_burst(self.divide(cache), new, rows, places, start_time)
+            append_burst(self.divide(cache), new, rows, places, was_active)
         )
 
     def _end_step(self, stored: Stored, *arguments: Any) -> Any:

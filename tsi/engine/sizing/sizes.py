@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from tsi.explorer import Plan
+from tsi.models.buckets import bucket_size
 
 BLOCK = 16
 """Positions per block for models with large caches."""
@@ -84,10 +85,7 @@ def half_of(sizes: Sizes) -> Sizes:
 
 def room_of(needed: int) -> int:
     """Positions of dense rows: 64, 128, 192, 256, 384, 512, 768 and so on."""
-    size = 64
-    while size < needed:
-        size = size * 4 // 3 if size % 3 == 0 else max(128, size * 3 // 2)
-    return size
+    return bucket_size(needed, 64)
 
 
 def coarse_room_of(needed: int) -> int:
