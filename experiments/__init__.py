@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tsi.experiments.scaling.distributed import join_processes
     from tsi.experiments.scaling.methods import METHODS
     from tsi.experiments.scaling.particle_files import read_particles
-    from tsi.experiments.scaling.plan import Plan, make_plan
+    from tsi.experiments.scaling.plan import ExperimentPlan, make_plan
     from tsi.experiments.scaling.results import read_rows
     from tsi.experiments.scaling.scale import run_plan
     from tsi.experiments.scaling.to_pandas import to_frame
@@ -46,7 +46,7 @@ else:
             "tsi.experiments.scaling.distributed": ("join_processes",),
             "tsi.experiments.scaling.methods": ("METHODS",),
             "tsi.experiments.scaling.particle_files": ("read_particles",),
-            "tsi.experiments.scaling.plan": ("Plan", "make_plan"),
+            "tsi.experiments.scaling.plan": ("ExperimentPlan", "make_plan"),
             "tsi.experiments.scaling.results": ("read_rows",),
             "tsi.experiments.scaling.scale": ("run_plan",),
             "tsi.experiments.scaling.to_pandas": ("to_frame",),
@@ -68,10 +68,10 @@ __all__ = [
     "METHODS",
     "TASKS",
     "Experiment",
+    "ExperimentPlan",
     "GeneratedTask",
     "GradingPool",
     "ModelOptions",
-    "Plan",
     "ProblemOptions",
     "PromptFormat",
     "StepEnds",

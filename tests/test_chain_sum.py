@@ -88,7 +88,7 @@ def test_the_experiments_worlds_differ_by_their_reward_alone(tmp_path, monkeypat
     save(small_model(config), config, tmp_path, tokenizer=bpe_tokenizer())
     monkeypatch.setattr(curve_llm, "POLICY", str(tmp_path))
     worlds = dict(curve_llm.language_worlds(4, max_rows=8, temperature=0.8))
-    assert list(worlds) == ["judge", "equations"]
+    assert list(worlds) == ["equations", "judge", "self-certainty"]
     for name, world in worlds.items():
         assert world.problems == chain_sum.dataset_problems(4, 0)
         settings = world.settings
@@ -98,10 +98,11 @@ def test_the_experiments_worlds_differ_by_their_reward_alone(tmp_path, monkeypat
         found = [target.max_steps, target.max_step_tokens, target.max_tokens]
         assert limits == found == [6, 16, 48]
         assert settings["temperature"] == world.engine.temperature == 0.8
-    judge, equations = (world.settings for world in worlds.values())
+    equations, judge, confidence = (world.settings for world in worlds.values())
     assert judge.pop("reward_settings") == {"question": curve_llm.QUESTION}
     assert equations.pop("reward_settings").keys() == {"right", "none", "wrong"}
-    assert judge == equations
+    assert confidence.pop("reward_settings") == {}
+    assert confidence == judge == equations
     assert "aggregation" not in judge
     question = bpe_tokenizer().decode(worlds["judge"].engine.target.reward.question)
     assert curve_llm.QUESTION in question

@@ -45,7 +45,8 @@ NAMES = {
         ServedPolicy connect served_reward
     """,
     experiments: """
-        Experiment GeneratedTask GradingPool METHODS ModelOptions Plan ProblemOptions
+        Experiment ExperimentPlan GeneratedTask GradingPool METHODS ModelOptions
+        ProblemOptions
         PromptFormat StepEnds TASKS Task World embedded_world get_grader get_task
         join_place join_processes make_plan parse_place read_particles read_rows
         run_plan task_limits task_world to_frame write_report

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tsi.experiments.files.places import Place
     from tsi.experiments.scaling.dry_run import Forecast
     from tsi.experiments.scaling.kept_particles import Keep
-    from tsi.experiments.scaling.plan import Plan
+    from tsi.experiments.scaling.plan import ExperimentPlan
     from tsi.experiments.scaling.process_group import Group
     from tsi.experiments.tasks.task import Task
     from tsi.experiments.worlds.world import World
@@ -41,7 +41,7 @@ def print_cost(
 
 
 def forecast_share(
-    plan: "Plan",
+    plan: "ExperimentPlan",
     world: "World",
     path: "Place",
     group: "Group",

@@ -1,4 +1,4 @@
-"""The scaling experiment with a real language model and two rewards.
+"""The scaling experiment with a real language model and three rewards.
 
 Claim under test: the ranking of methods with large models (Puri et al. 2025, arXiv
 2502.01618, figure 2) also holds for SmolLM2-135M-Instruct on short sums. Nothing is
@@ -6,8 +6,9 @@ published for this model and task, so there is no expected number; the measured 
 are in docs/results/language_model.md, whatever the outcome. With 20 problems a standard
 error is about 10 points, so that only large differences are meaningful.
 
-Rewards: ``judge``, the policy's one-token judgement of each prefix, and ``equations``,
-an exact check of the equations in the text.
+Rewards: ``equations``, an exact check of the equations in the text; ``judge``, the
+policy's one-token judgement of each prefix; and ``self-certainty``, the policy's
+confidence in its own tokens (arXiv 2502.18581).
 
 Cost: at most 40 minutes on 2 cores, after a download of 93 MB.
 Command: ``make curve-llm`` or ``python -m tsi.experiments.scaling.curve_llm``.
@@ -36,6 +37,7 @@ POLICY = "smollm2-135m"
 METHODS = ("self_consistency", "weighted_best_of_n", "particle_filter", "smc")
 QUESTION = "Is every equation above right? Answer Yes or No."
 """The question to the policy about its own text."""
+CONFIDENCE = "self-certainty"
 
 
 def language_worlds(
@@ -45,15 +47,16 @@ def language_worlds(
     temperature: float,
     max_stored: int | None = None,
 ) -> Iterator[tuple[str, World]]:
-    """The experiment's two worlds, by the name of their reward."""
+    """The experiment's three worlds, by the name of their reward."""
     limits = task_limits(CHAIN_SUM)
     policy = load_policy(POLICY, temperature=temperature)
     problems = dataset_problems(num_problems, PROBLEM_SEED)
     judge = load_reward("judge", policy, limits, question=QUESTION)
     equations = TextReward(equation_log_odds, policy.tokenizer.decode)
     rewards: dict[str, tuple[LoadedReward, dict[str, Any]]] = {
-        "judge": (judge, {"question": QUESTION}),
         "equations": (LoadedReward(equations), dict(REWARDS)),
+        "judge": (judge, {"question": QUESTION}),
+        CONFIDENCE: (load_reward(CONFIDENCE, policy, limits), {}),
     }
     for name, (reward, reward_settings) in rewards.items():
         world = task_world(
@@ -79,7 +82,7 @@ def main(
     max_rows: int = 80,
     temperature: float = 0.8,
     methods: tuple[str, ...] = METHODS,
-    rewards: tuple[str, ...] = ("judge", "equations"),
+    rewards: tuple[str, ...] = ("equations", "judge"),
     max_stored: int = 800,
     progress: bool = True,
 ) -> None:
@@ -94,7 +97,7 @@ def main(
         temperature: of the policy.
         methods: which to compare; standard: the nine methods of the published
             comparison; all: every method.
-        rewards: judge, equations or both.
+        rewards: which of equations, judge and self-certainty.
         max_stored: prefixes with caches that explorers keep at once; a thousand
             prefixes have 3 GB of keys and values.
         progress: show a progress bar with the time left.

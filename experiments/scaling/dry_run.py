@@ -24,7 +24,7 @@ from tsi.experiments.scaling.methods import (
     get_method,
     sampler_of,
 )
-from tsi.experiments.scaling.plan import Plan, batches
+from tsi.experiments.scaling.plan import ExperimentPlan, batches
 from tsi.experiments.scaling.report import markdown
 from tsi.experiments.scaling.results import known_cells
 from tsi.experiments.scaling.served_forecast import served_line
@@ -98,7 +98,7 @@ class Forecast(NamedTuple):
 
 
 def runs_of(
-    plan: Plan, world: World, path: Place, *, continue_anyway: bool = False
+    plan: ExperimentPlan, world: World, path: Place, *, continue_anyway: bool = False
 ) -> list[Run]:
     """What a plan would run: its batches, with the problems that lack a row.
 

@@ -27,7 +27,7 @@ from tsi.problem import Problem
 from tsi.problem_ids import id_order, plain_id
 
 
-class Plan(NamedTuple):
+class ExperimentPlan(NamedTuple):
     """Methods, budgets and seeds that are compared.
 
     Args:
@@ -65,7 +65,7 @@ def make_plan(
     budgets: Sequence[int],
     num_seeds: int,
     temperatures: Sequence[float] = (),
-) -> Plan:
+) -> ExperimentPlan:
     """Check arguments and make a plan, with methods in the order of tables.
 
     Args:
@@ -91,10 +91,10 @@ def make_plan(
     names = tuple(get_methods(methods))
     if temperatures:
         names = tuple(expand_temperatures(names, temperatures))
-    return Plan(names, tuple(sorted(set(budgets))), num_seeds)
+    return ExperimentPlan(names, tuple(sorted(set(budgets))), num_seeds)
 
 
-def check_budgets(plan: Plan, max_steps: int) -> None:
+def check_budgets(plan: ExperimentPlan, max_steps: int) -> None:
     """Refuse budgets that a method cannot use, before any work.
 
     Raises:
@@ -125,7 +125,7 @@ def sort_problems(problems: Sequence[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda x: (len(x.prompt), id_order(x.id)))
 
 
-def batches(plan: Plan, world: World) -> Iterator[Batch]:
+def batches(plan: ExperimentPlan, world: World) -> Iterator[Batch]:
     """The plan's batches, ordered by seed, then by method, then by budget.
 
     A batch has as many problems as the engine runs at the same time. Problems are

@@ -7,7 +7,7 @@ from typing import Any
 from tsi.errors import ResultsError
 from tsi.experiments.files.places import Place
 from tsi.experiments.scaling.methods import budgets_of
-from tsi.experiments.scaling.plan import Plan
+from tsi.experiments.scaling.plan import ExperimentPlan
 from tsi.experiments.scaling.results import Cell
 from tsi.problem import Problem
 from tsi.problem_ids import plain_id
@@ -43,7 +43,7 @@ def check_problems(
 def print_plan_change(
     path: Place,
     rows: Mapping[Cell, Any],
-    plan: Plan,
+    plan: ExperimentPlan,
     problems: Sequence[Problem],
 ) -> None:
     """Print on standard error which existing rows are not in the plan."""
@@ -56,7 +56,9 @@ def print_plan_change(
         )
 
 
-def plan_change(rows: Iterable[Cell], plan: Plan, problems: Sequence[Problem]) -> str:
+def plan_change(
+    rows: Iterable[Cell], plan: ExperimentPlan, problems: Sequence[Problem]
+) -> str:
     """The methods, budgets, seeds and problems of rows that a plan leaves out.
 
     Returns:

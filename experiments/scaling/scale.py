@@ -22,7 +22,7 @@ from tsi.experiments.scaling.methods import MethodSettings, sampler_of
 from tsi.experiments.scaling.particle_files import ParticlesFile
 from tsi.experiments.scaling.plan import (
     Batch,
-    Plan,
+    ExperimentPlan,
     batches,
     check_budgets,
     sort_problems,
@@ -39,7 +39,7 @@ from tsi.results.result import Result
 
 
 def run_plan(
-    plan: Plan,
+    plan: ExperimentPlan,
     world: World,
     path: Place,
     *,
@@ -116,7 +116,7 @@ def run_plan(
 
 
 def _run_batches(
-    plan: Plan, world: World, writer: RowWriter, is_visible: bool
+    plan: ExperimentPlan, world: World, writer: RowWriter, is_visible: bool
 ) -> dict[Any, Exception]:
     """Run what lacks rows, and return the errors of problems that failed."""
     failures: dict[Any, Exception] = {}
@@ -158,7 +158,7 @@ def _particles_file(
 
 
 def facts_of(
-    plan: Plan, world: World, path: Place, keep: Keep, continue_anyway: bool
+    plan: ExperimentPlan, world: World, path: Place, keep: Keep, continue_anyway: bool
 ) -> dict[str, Any]:
     """What all processes of a run must agree on."""
     # Each process has measured its server itself.

@@ -20,7 +20,7 @@ from tsi.experiments.scaling.paper_curves import (
     published_curves,
     published_model,
 )
-from tsi.experiments.scaling.plan import Plan, batches
+from tsi.experiments.scaling.plan import ExperimentPlan, batches
 from tsi.experiments.scaling.plots import has_costs, save_accuracy_plots
 from tsi.experiments.scaling.reliability_plot import save_reliability_plot
 from tsi.experiments.scaling.report import (
@@ -80,7 +80,7 @@ answers, kept at 1 / 2N or above. "best 25 %": accuracy in percent of the most c
 quarter; area: its mean over all fractions."""
 
 
-def write_report(plan: Plan, world: World, rows: Rows, folder: Place) -> str:
+def write_report(plan: ExperimentPlan, world: World, rows: Rows, folder: Place) -> str:
     """Write the report of a finished plan and return its text.
 
     Args:
