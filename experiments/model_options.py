@@ -271,23 +271,44 @@ class DryRun(NamedTuple):
             and run nothing.
         flops_per_second: speed of all devices, for the estimated time; by default it is
             measured with matrix products of the policy's shape.
+        pilot: number of problems that are solved before, twice each, to measure how
+            long solutions are. By default a dry run has no pilot and loads no weights;
+            a run has one of 8 problems if no worked solutions say how long solutions
+            are, the pilot is at most 2 % of the run, and the policy is not served.
     """
 
     dry_run: bool = False
     flops_per_second: float | None = None
+    pilot: int | None = None
 
-    def check(self) -> None:
-        """Refuse a speed that is not positive, or is given without `dry_run`.
+    @property
+    def needs_weights(self) -> bool:
+        """Whether models are run, so that their weights must be loaded."""
+        return not self.dry_run or bool(self.pilot)
+
+    def check(self, *, prints_forecast: bool = False) -> None:
+        """Refuse numbers that are out of range or have no effect.
+
+        Args:
+            prints_forecast: whether the command says what a run will cost before it
+                starts.
 
         Raises:
-            ConfigurationError: see above.
+            ConfigurationError: a speed or a pilot is out of range; a speed is given for
+                a run; or a pilot for one that prints no forecast.
         """
-        speed = self.flops_per_second
+        speed, pilot = self.flops_per_second, self.pilot
         if speed is not None and not self.dry_run:
             raise ConfigurationError("--flops-per-second needs --dry-run; add it.")
         if speed is not None and not 0 < speed < float("inf"):
             raise ConfigurationError(
                 f"flops_per_second must be a positive number, not {speed}."
+            )
+        if pilot is not None and not (self.dry_run or prints_forecast):
+            raise ConfigurationError("--pilot needs --dry-run here; add it.")
+        if pilot is not None and pilot < 0:
+            raise ConfigurationError(
+                f"pilot must be a number of problems, 0 or more, not {pilot}."
             )
 
 

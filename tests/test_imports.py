@@ -66,7 +66,7 @@ What they name for type checkers is no arrow; the rest of them is, as anywhere.
 
 LAZY = {
     # `tsi --help` answers at once; a command imports what it needs.
-    "tsi.experiments.commands.forecast_output": 4,
+    "tsi.experiments.commands.forecast_output": 6,
     "tsi.experiments.commands.reference_commands": 5,
     "tsi.experiments.commands.scale_commands": 10,
     "tsi.experiments.commands.serve_commands": 5,

@@ -9,7 +9,7 @@ from tsi.experiments.model_options import DryRun, ModelOptions
 
 if TYPE_CHECKING:
     from tsi.experiments.files.places import Place
-    from tsi.experiments.scaling.dry_run import Forecast
+    from tsi.experiments.scaling.dry_run import Forecast, Run
     from tsi.experiments.scaling.kept_particles import Keep
     from tsi.experiments.scaling.plan import ExperimentPlan
     from tsi.experiments.scaling.process_group import Group
@@ -32,12 +32,29 @@ def print_cost(
     problems: "int | list[Problem]",
 ) -> int:
     """Print what one run would cost."""
-    from tsi.experiments.scaling.dry_run import Run, forecast
+    from tsi.experiments.scaling.dry_run import Run
 
-    world = options.world(task, problems, shapes_only=True)
+    world = options.world(task, problems, shapes_only=not dry.needs_weights)
     print_notes(world.notes)
     run = Run(method, budget, len(world.problems))
-    return print_forecast(forecast(world, [run], dry.flops_per_second))
+    return print_forecast(forecast_runs(world, [run], dry))
+
+
+def forecast_runs(
+    world: "World", runs: "Sequence[Run]", dry: DryRun, *, processes: int = 1
+) -> "Forecast":
+    """What runs would cost, after a pilot if there is to be one."""
+    from tsi.experiments.scaling.dry_run import forecast
+    from tsi.experiments.scaling.pilot import default_problems, measure_length
+
+    rollouts, pilot_problems = sum(run.budget * run.problems for run in runs), dry.pilot
+    if pilot_problems is None:
+        pilot_problems = 0 if dry.dry_run else default_problems(world, rollouts)
+    note = ""
+    if pilot_problems and rollouts:
+        world, pilot = measure_length(world, pilot_problems)
+        note = f"{pilot} "
+    return forecast(world, runs, dry.flops_per_second, processes=processes, note=note)
 
 
 def forecast_share(
@@ -50,7 +67,7 @@ def forecast_share(
     dry: DryRun,
 ) -> "Forecast | None":
     """The cost of the first process's share, which is the largest; None in others."""
-    from tsi.experiments.scaling.dry_run import forecast, runs_of
+    from tsi.experiments.scaling.dry_run import runs_of
     from tsi.experiments.scaling.plan import sort_problems
     from tsi.experiments.scaling.scale import facts_of
 
@@ -59,7 +76,7 @@ def forecast_share(
         return None
     world = world._replace(problems=group.share(sort_problems(world.problems)))
     runs = runs_of(plan, world, path, continue_anyway=continue_anyway)
-    return forecast(world, runs, dry.flops_per_second, processes=group.count)
+    return forecast_runs(world, runs, dry, processes=group.count)
 
 
 def print_share_cost(forecast: "Forecast | None", group: "Group") -> int:

@@ -84,7 +84,7 @@ def scale(
 
     plan = make_plan(methods, budgets, seeds, temperatures)
     check_positive(num_problems=1 if num_problems is None else num_problems)
-    dry.check()
+    dry.check(prints_forecast=True)
     folder = parse_place(out or f"results/{problems.name}")
     path = join_place(folder, "rows.jsonl")
     if isinstance(path, Path) and not dry.dry_run:
@@ -96,7 +96,7 @@ def scale(
     ):
         task = choose_task(problems)
         world = options.world(
-            task, num_problems, shapes_only=dry.dry_run, split=problems.split
+            task, num_problems, shapes_only=not dry.needs_weights, split=problems.split
         )
         print_notes(world.notes if group.is_first else ())
         forecast = forecast_share(plan, world, path, group, keep, continue_anyway, dry)

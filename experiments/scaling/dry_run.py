@@ -1,6 +1,7 @@
 """`--dry-run`: what would be run, whether it fits into memory, and what it would cost.
 
-Only shapes are read; weights are not loaded, nothing is written and no model runs. The
+Only shapes are read: weights are not loaded, nothing is written and no model runs. The
+length of solutions comes from worked solutions or from a pilot (``pilot.py``). The
 time is FLOPs divided by a speed, which is measured with matrix products of the policy's
 shape or given by the user. Attention, the host and waiting slots take further time. For
 a model so small that the host is slower than the device, that is most of the time.
@@ -207,6 +208,7 @@ def forecast(
     flops_per_second: float | None = None,
     *,
     processes: int = 1,
+    note: str = "",
 ) -> Forecast:
     """What would be run, and its cost.
 
@@ -216,6 +218,7 @@ def forecast(
         flops_per_second: on all devices of all processes; measured, if None.
         processes: number of processes that work at the same time, on different
             problems.
+        note: sentences before that about the cost.
     """
     engine: Any = world.engine
     counts: dict[tuple[str, int], int] = {}
@@ -223,9 +226,11 @@ def forecast(
         place = run.method, run.budget
         counts[place] = counts.get(place, 0) + run.problems
     runs = [Run(*place, number) for place, number in counts.items()]
+    nothing_more = f"Nothing {'else ' if note else ''}has been run or written."
     if world.is_served:
         table, line, refused = served_line(world, runs)
-        paragraphs = [table, "", f"{line} Nothing has been run or written."]
+        line = note + line
+        paragraphs = [table, "", f"{line} {nothing_more}"]
         paragraphs += [f"Refused: {reason}" for reason in dict.fromkeys(refused)]
         return Forecast("\n".join(paragraphs), line, bool(refused))
     policy, target = engine.policy, engine.target
@@ -260,7 +265,7 @@ def forecast(
         label = get_method(run.method).label
         lines.append([label, f"{run.budget:,}", f"{run.problems:,}", *numbers])
     accepted = {run: cost for run, cost in costs.items() if not cost.refusal}
-    line = _line(world, accepted, seconds, processes)
+    line = note + _line(world, accepted, seconds, processes)
     refusals = dict.fromkeys(cost.refusal for cost in costs.values() if cost.refusal)
     paragraphs = [
         *_memory(engine, target, prompt_tokens(world)),
@@ -275,7 +280,7 @@ def forecast(
         "",
         markdown(lines),
         "",
-        f"{line} Nothing has been run or written.",
+        f"{line} {nothing_more}",
         *(f"Refused: {reason}" for reason in refusals),
     ]
     return Forecast("\n".join(paragraphs), line, bool(refusals))
@@ -307,7 +312,7 @@ def _line(
     return (
         f"{text} No worked solutions say how long a solution is; at most "
         f"{_number(sum(cost.max_tokens for cost in costs.values()))} tokens are "
-        "written, and a run measures it on its first problems."
+        "written. A run measures it on its first problems, and --pilot 8 before it."
     )
 
 
