@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from tsi.experiments.grading.grader import get_grader
     from tsi.experiments.grading.pool import GradingPool
     from tsi.experiments.model_options import ModelOptions
+    from tsi.experiments.plans.methods import METHODS
+    from tsi.experiments.plans.plan import ExperimentPlan, make_plan
     from tsi.experiments.problem_options import ProblemOptions
-    from tsi.experiments.scaling.distributed import join_processes
-    from tsi.experiments.scaling.methods import METHODS
-    from tsi.experiments.scaling.particle_files import read_particles
-    from tsi.experiments.scaling.plan import ExperimentPlan, make_plan
-    from tsi.experiments.scaling.results import read_rows
+    from tsi.experiments.processes.distributed import join_processes
+    from tsi.experiments.reports.to_pandas import to_frame
+    from tsi.experiments.reports.write_report import write_report
+    from tsi.experiments.rows.particle_files import read_particles
+    from tsi.experiments.rows.results import read_rows
     from tsi.experiments.scaling.scale import run_plan
-    from tsi.experiments.scaling.to_pandas import to_frame
-    from tsi.experiments.scaling.write_report import write_report
     from tsi.experiments.tasks import (
         TASKS,
         GeneratedTask,
@@ -43,14 +43,14 @@ else:
             "tsi.experiments.model_options": ("ModelOptions",),
             "tsi.experiments.problem_options": ("ProblemOptions",),
             "tsi.experiments.files.places": ("join_place", "parse_place"),
-            "tsi.experiments.scaling.distributed": ("join_processes",),
-            "tsi.experiments.scaling.methods": ("METHODS",),
-            "tsi.experiments.scaling.particle_files": ("read_particles",),
-            "tsi.experiments.scaling.plan": ("ExperimentPlan", "make_plan"),
-            "tsi.experiments.scaling.results": ("read_rows",),
+            "tsi.experiments.processes.distributed": ("join_processes",),
+            "tsi.experiments.plans.methods": ("METHODS",),
+            "tsi.experiments.rows.particle_files": ("read_particles",),
+            "tsi.experiments.plans.plan": ("ExperimentPlan", "make_plan"),
+            "tsi.experiments.rows.results": ("read_rows",),
             "tsi.experiments.scaling.scale": ("run_plan",),
-            "tsi.experiments.scaling.to_pandas": ("to_frame",),
-            "tsi.experiments.scaling.write_report": ("write_report",),
+            "tsi.experiments.reports.to_pandas": ("to_frame",),
+            "tsi.experiments.reports.write_report": ("write_report",),
             "tsi.experiments.tasks": (
                 "TASKS",
                 "GeneratedTask",

@@ -41,12 +41,12 @@ from typing import (
 
 from tsi.errors import ConfigurationError, ResultsError, TsiError, UnknownNameError
 from tsi.experiments.model_options import DryRun, ModelOptions
+from tsi.experiments.plans.methods import get_method
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.curves import Curves, curves_of
-from tsi.experiments.scaling.kept_particles import Keep
-from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.report import markdown, percent
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.reports.curves import Curves, curves_of
+from tsi.experiments.reports.report import markdown, percent
+from tsi.experiments.rows.kept_particles import Keep
+from tsi.experiments.rows.results import read_rows
 from tsi.models.files import check_regular, describe_error, write_text
 
 TABLE = "comparison.md"

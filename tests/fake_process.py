@@ -8,12 +8,12 @@ from fake_world import fake_world
 
 from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.places import join_place, parse_place
-from tsi.experiments.scaling import distributed, process_group
-from tsi.experiments.scaling.distributed import join_processes
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.process_group import ALONE
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.processes import distributed, process_group
+from tsi.experiments.processes.distributed import join_processes
+from tsi.experiments.processes.process_group import ALONE
+from tsi.experiments.reports.write_report import write_report
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.write_report import write_report
 
 
 def main(

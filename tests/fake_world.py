@@ -11,8 +11,8 @@ import numpy as np
 from tsi.accuracy.diagnostics import Diagnosis
 from tsi.errors import ConfigurationError
 from tsi.experiments.grading.grade import Grade
-from tsi.experiments.scaling.methods import METHODS, sampler_of
-from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.plans.methods import METHODS, sampler_of
+from tsi.experiments.plans.plan import make_plan
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.worlds.world import World
 from tsi.explorer import Explorer

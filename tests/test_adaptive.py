@@ -22,8 +22,8 @@ from tsi.errors import (
     Stopped,
     UnknownNameError,
 )
-from tsi.experiments.scaling.method_list import METHODS
-from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.plans.method_list import METHODS
+from tsi.experiments.plans.methods import sampler_of
 from tsi.results.rounds import answer_errors_between, merge_rounds
 from tsi.results.selection import answer_posterior
 

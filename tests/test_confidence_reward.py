@@ -10,7 +10,7 @@ from tsi import samplers
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.loading.confidence_reward import MEASURE_OF, confidence_reward
 from tsi.loading.named_reward import parse_reward

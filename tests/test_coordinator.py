@@ -7,8 +7,8 @@ import pytest
 from processes import free_port
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling import coordinator
-from tsi.experiments.scaling.distributed import group_of, join_processes
+from tsi.experiments.processes import coordinator
+from tsi.experiments.processes.distributed import group_of, join_processes
 from tsi.experiments.worlds.embedded_world import device_mesh
 from tsi.models.partition import DATA, MODEL
 

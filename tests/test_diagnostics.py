@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from tsi.accuracy.degeneracy import lineages
 from tsi.accuracy.diagnostics import diagnose, eves
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.plans.methods import sampler_of
 from tsi.experiments.solving import diagnostics
 from tsi.experiments.solving.merged_tree import merged_tree
 from tsi.experiments.solving.solve import solution_text

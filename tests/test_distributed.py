@@ -10,11 +10,11 @@ from processes import Processes, ended, free_port, wait_for
 
 from tsi.experiments.cli import main
 from tsi.experiments.files.append_only import AppendOnlyFile
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.process_group import ALONE, Group
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.processes.process_group import ALONE, Group
+from tsi.experiments.reports.write_report import FILES
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.write_report import FILES
 
 PLAN = make_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 

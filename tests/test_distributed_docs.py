@@ -12,9 +12,9 @@ import pytest
 from fake_world import fake_world
 
 from tsi import experiments
-from tsi.experiments.scaling import distributed
-from tsi.experiments.scaling.process_group import ALONE
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.processes import distributed
+from tsi.experiments.processes.process_group import ALONE
+from tsi.experiments.rows.results import read_rows
 
 TEXT = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
 

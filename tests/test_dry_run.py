@@ -16,12 +16,12 @@ from tsi.engine.engine import Engine
 from tsi.engine.lane import Lane
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling import dry_run
-from tsi.experiments.scaling.dry_run import Run, Speed, cost_of, forecast, runs_of
-from tsi.experiments.scaling.methods import method_settings
-from tsi.experiments.scaling.plan import batches, make_plan
-from tsi.experiments.scaling.process_group import Group
-from tsi.experiments.scaling.results import ResultsFile
+from tsi.experiments.forecasts import dry_run
+from tsi.experiments.forecasts.dry_run import Run, Speed, cost_of, forecast, runs_of
+from tsi.experiments.plans.methods import method_settings
+from tsi.experiments.plans.plan import batches, make_plan
+from tsi.experiments.processes.process_group import Group
+from tsi.experiments.rows.results import ResultsFile
 from tsi.experiments.worlds.embedded_world import embedded_world
 
 
@@ -250,7 +250,7 @@ def test_a_dry_run_takes_options_of_processes_as_the_run_does(
     asked, told = [], []
     for index in (0, 1):
         monkeypatch.setattr(
-            "tsi.experiments.scaling.distributed.group_of",
+            "tsi.experiments.processes.distributed.group_of",
             lambda *_, i=index: contextlib.nullcontext(Two(i, 2)),
         )
         assert main([*arguments, "--distributed"]) == 0

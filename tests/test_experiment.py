@@ -16,7 +16,9 @@ from tsi.experiments.experiment import (
     run_experiments,
 )
 from tsi.experiments.model_options import DryRun, ModelOptions
+from tsi.experiments.plans.methods import get_methods
 from tsi.experiments.problem_options import ProblemOptions
+from tsi.experiments.reports.curves import Point
 from tsi.experiments.reproductions import (
     NAMES,
     difficulty,
@@ -24,8 +26,6 @@ from tsi.experiments.reproductions import (
     headline,
     tuned_temperature,
 )
-from tsi.experiments.scaling.curves import Point
-from tsi.experiments.scaling.methods import get_methods
 from tsi.experiments.statistics.accuracy import accuracy
 from tsi.experiments.statistics.difficulty import difficulty_bins
 from tsi.experiments.tasks import TASKS

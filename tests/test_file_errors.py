@@ -16,7 +16,8 @@ from flax import nnx
 from tsi.errors import CheckpointError, ResultsError
 from tsi.experiments.files import append_only
 from tsi.experiments.files.append_only import AppendOnlyFile
-from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.rows.results import ResultsFile, read_rows
 from tsi.models.files import (
     describe_error,
     replace_file,

@@ -9,9 +9,9 @@ import pytest
 from tsi.decoding.forced_end import ForcedEnd
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.run_method import run_method
-from tsi.experiments.scaling.shared_rollouts import first_rollouts
+from tsi.experiments.plans.run_method import run_method
+from tsi.experiments.plans.shared_rollouts import first_rollouts
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.worlds import forced_text as module
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.forced_text import ForcedText, forced_text

@@ -10,8 +10,9 @@ import pytest
 from tsi.errors import ResultsError
 from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.files.json_lines import MAX_LINE
-from tsi.experiments.scaling.results import Cell, ResultsFile, known_cells, read_rows
-from tsi.experiments.scaling.row_format import ROWS
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.rows.results import ResultsFile, known_cells, read_rows
+from tsi.experiments.rows.row_format import ROWS
 
 SETTINGS = {"task": "chain"}
 CELLS = [Cell("smc", 1, 0, problem) for problem in range(4)]
@@ -95,7 +96,7 @@ def test_a_large_file_of_one_line_is_refused_in_little_memory(path, start, rows)
     script = (
         "import resource, sys; from pathlib import Path\n"
         "from tsi.errors import ResultsError\n"
-        "from tsi.experiments.scaling.results import ResultsFile, read_rows\n"
+        "from tsi.experiments.rows.results import ResultsFile, read_rows\n"
         "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for read in (read_rows, lambda path: ResultsFile(path, {'task': 'chain'})):\n"
         "    try:\n"

@@ -18,17 +18,18 @@ from fake_world import fake_world, read_answer, vary
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.files.gzip_members import compress_member
 from tsi.experiments.grading.grade import Grade
-from tsi.experiments.scaling.graded_run import Grading
-from tsi.experiments.scaling.kept_particles import record_of
-from tsi.experiments.scaling.methods import sampler_of
-from tsi.experiments.scaling.particle_files import (
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import sampler_of
+from tsi.experiments.plans.plan import Batch, make_plan
+from tsi.experiments.rows.graded_run import Grading
+from tsi.experiments.rows.kept_particles import record_of
+from tsi.experiments.rows.particle_files import (
     ParticlesFile,
     particle_files,
     read_particles,
 )
-from tsi.experiments.scaling.plan import Batch, make_plan
-from tsi.experiments.scaling.regrade import regrade
-from tsi.experiments.scaling.results import Cell, read_rows
+from tsi.experiments.rows.regrade import regrade
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 
 METHODS = ("greedy", "self_consistency", "weighted_best_of_n", "smc", "rebase")

@@ -19,7 +19,7 @@ from tokenizers import models as token_models
 
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.tasks import TASKS, get_task
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.language_policy import (

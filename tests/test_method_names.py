@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tsi import samplers
+from tsi.experiments.plans.methods import METHODS, sampler_of
 from tsi.experiments.proofs.claims import CLAIMS
-from tsi.experiments.scaling.methods import METHODS, sampler_of
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 

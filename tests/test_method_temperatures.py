@@ -8,21 +8,21 @@ from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.pages.page_data import page_data
-from tsi.experiments.scaling.comparisons import chosen_pairs, compare_with_best
-from tsi.experiments.scaling.curves import curves_of
-from tsi.experiments.scaling.graded_run import Grading
-from tsi.experiments.scaling.methods import (
+from tsi.experiments.plans.methods import (
     METHODS,
     get_method,
     method_settings,
     sampler_of,
 )
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.plots import styles_of
-from tsi.experiments.scaling.regrade import regrade
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.reports.comparisons import chosen_pairs, compare_with_best
+from tsi.experiments.reports.curves import curves_of
+from tsi.experiments.reports.plots import styles_of
+from tsi.experiments.reports.write_report import write_report
+from tsi.experiments.rows.graded_run import Grading
+from tsi.experiments.rows.regrade import regrade
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.write_report import write_report
 
 NAMES = ("greedy", "self_consistency", "best_of_n", "dvts", "particle_filter", "smc")
 

@@ -11,8 +11,8 @@ from small_checkpoints import bpe_tokenizer, small_config, small_model
 
 from tsi.errors import CheckpointError, ConfigurationError, UnknownNameError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.methods import sampler_of
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.plans.methods import sampler_of
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.task_verifier import outcome_check, prefix_check
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config

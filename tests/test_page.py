@@ -15,9 +15,9 @@ from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.pages.page import as_script_data, write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.pages.tree_data import OUTCOMES, tree_of
-from tsi.experiments.scaling.paper_curves import published_curves
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.results import Cell
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.reports.paper_curves import published_curves
 from tsi.experiments.scaling.scale import run_plan
 
 HOSTILE = (

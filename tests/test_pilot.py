@@ -9,16 +9,16 @@ from fake_world import fake_world
 from tsi.errors import ConfigurationError, ProblemError
 from tsi.experiments.cli import main
 from tsi.experiments.commands.forecast_output import forecast_runs
-from tsi.experiments.model_options import DryRun
-from tsi.experiments.scaling import pilot
-from tsi.experiments.scaling.dry_run import Run
-from tsi.experiments.scaling.methods import sampler_of
-from tsi.experiments.scaling.pilot import (
+from tsi.experiments.forecasts import pilot
+from tsi.experiments.forecasts.dry_run import Run
+from tsi.experiments.forecasts.pilot import (
     PILOT_SEED,
     default_problems,
     measure_length,
     run_pilot,
 )
+from tsi.experiments.model_options import DryRun
+from tsi.experiments.plans.methods import sampler_of
 from tsi.experiments.worlds.embedded_world import embedded_world
 
 

@@ -12,12 +12,13 @@ from processes import Processes, ended, wait_for
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.files.json_lines import without_half_line
 from tsi.experiments.files.places import join_place, parse_place
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.reports.write_report import FILES, write_report
+from tsi.experiments.rows.results import ResultsFile, read_rows
+from tsi.experiments.rows.row_shards import RemoteShards
 from tsi.experiments.scaling import curve_llm
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
-from tsi.experiments.scaling.row_shards import RemoteShards
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.write_report import FILES, write_report
 
 PLAN = make_plan(["smc", "weighted_best_of_n"], [1, 2, 4], 2)
 CELLS = [Cell("smc", 2, 0, problem) for problem in range(4)]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from fake_world import fake_world
 
-from tsi.experiments.scaling.curves import curves_of
-from tsi.experiments.scaling.methods import get_method, sampler_of
-from tsi.experiments.scaling.particle_files import read_particles
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.pool_subsets import subset_correctness
+from tsi.experiments.plans.methods import get_method, sampler_of
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.plans.pool_subsets import subset_correctness
+from tsi.experiments.reports.curves import curves_of
+from tsi.experiments.rows.particle_files import read_particles
 from tsi.experiments.scaling.scale import run_plan
 from tsi.results.estimand import estimand_of
 from tsi.results.parts import FinalParticles

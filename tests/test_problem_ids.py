@@ -12,13 +12,13 @@ from test_engine import SAMPLER, extract, shared_engine
 from tsi import problem_ids
 from tsi.engine.adaptive import Rounds, run_rounds
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.curves import curves_of
-from tsi.experiments.scaling.methods import sampler_of
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.plans.methods import sampler_of
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.reports.curves import curves_of
+from tsi.experiments.reports.to_arviz import to_datatree
+from tsi.experiments.reports.write_report import write_report
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.to_arviz import to_datatree
-from tsi.experiments.scaling.write_report import write_report
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, hash_words, id_words, problem_key, problem_keys
 

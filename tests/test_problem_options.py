@@ -13,7 +13,7 @@ from tsi.errors import (
 from tsi.experiments.cli import main
 from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.regrade_command import GraderPools, choose_grading
+from tsi.experiments.rows.regrade_command import GraderPools, choose_grading
 from tsi.experiments.tasks.presets import PRESETS
 from tsi.experiments.worlds.answer_grading import AnswerGrading
 from tsi.experiments.worlds.chosen_task import choose_problem, choose_task

@@ -11,9 +11,9 @@ from processes import wait_for
 
 from tsi.engine.interruption import StopEvent, defer_interrupts
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
-from tsi.experiments.scaling import process_group
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.process_group import Group
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.processes import process_group
+from tsi.experiments.processes.process_group import Group
 from tsi.experiments.scaling.scale import run_plan
 from tsi.termination import raise_on_sigterm
 

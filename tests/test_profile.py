@@ -21,7 +21,7 @@ from tsi.engine.meters.report import (
 )
 from tsi.engine.sizing import sizes as sizes_module
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.plans.methods import sampler_of
 from tsi.experiments.scaling.profiling import Recorder, table_of
 from tsi.problem import Problem
 from tsi.rewards.reward import NoReward

@@ -5,7 +5,7 @@ import re
 from fake_world import FakeEngine, fake_world
 
 from tsi.engine.meters.report import Totals
-from tsi.experiments.scaling.plan import batches, make_plan
+from tsi.experiments.plans.plan import batches, make_plan
 from tsi.experiments.scaling.progress import describe_batch
 from tsi.experiments.scaling.scale import run_plan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.scaling.readme import PAGES, insert_tables
+from tsi.experiments.reports.readme import PAGES, insert_tables
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = re.compile(r"```python\n(.*?)```", re.DOTALL)

@@ -7,17 +7,17 @@ from fake_world import fake_world
 
 from tsi.errors import ConfigurationError
 from tsi.experiments.cli import main
+from tsi.experiments.plans.plan import make_plan
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.graded_run import GradedRun
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.regrade_command import (
+from tsi.experiments.rows.graded_run import GradedRun
+from tsi.experiments.rows.regrade_command import (
     GraderPools,
     choose_grading,
     correction,
     regrade_run,
     task_of,
 )
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.tasks import get_task
 from tsi.experiments.tasks.problem_file import Columns

@@ -9,19 +9,20 @@ import scipy.stats
 from matplotlib.colors import to_rgb
 
 from tsi.errors import UnknownNameError
-from tsi.experiments.scaling.comparisons import (
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.reports.comparisons import (
     compare,
     compare_with_best,
     compared_budget,
     missing_rates_reason,
     scaling_rates,
 )
-from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
-from tsi.experiments.scaling.curves import UNITS, curves_of
-from tsi.experiments.scaling.paper_curves import paper_curves
-from tsi.experiments.scaling.plots import STYLES, bar, save_accuracy_plots, spread
-from tsi.experiments.scaling.reliability_plot import save_reliability_plot
-from tsi.experiments.scaling.report import (
+from tsi.experiments.reports.confidence import calibrations, pass_at_budgets
+from tsi.experiments.reports.curves import UNITS, curves_of
+from tsi.experiments.reports.paper_curves import paper_curves
+from tsi.experiments.reports.plots import STYLES, bar, save_accuracy_plots, spread
+from tsi.experiments.reports.reliability_plot import save_reliability_plot
+from tsi.experiments.reports.report import (
     accuracy_table,
     accuracy_text,
     cost_table,
@@ -30,8 +31,7 @@ from tsi.experiments.scaling.report import (
     rate_table,
     row_notes,
 )
-from tsi.experiments.scaling.results import Cell
-from tsi.experiments.scaling.write_report import (
+from tsi.experiments.reports.write_report import (
     published_behind,
     run_title,
     write_files,

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from fake_world import FakeEngine, fake_world, vary
 
-from tsi.experiments.scaling.methods import sampler_of
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.plans.methods import sampler_of
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.reports.to_arviz import to_datatree
+from tsi.experiments.reports.write_report import write_report
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.to_arviz import to_datatree
-from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.solving.diagnostics import genealogy_figure, weights_figure
 from tsi.experiments.solving.solve import solution_text
 from tsi.results.notes import all_truncated, reward_spread

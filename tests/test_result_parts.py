@@ -9,8 +9,8 @@ from fake_world import fake_world, vary
 
 from tsi import samplers
 from tsi.accuracy.diagnostics import Diagnosis
-from tsi.experiments.scaling.methods import METHODS, sampler_of
-from tsi.experiments.scaling.run_method import run_method
+from tsi.experiments.plans.methods import METHODS, sampler_of
+from tsi.experiments.plans.run_method import run_method
 from tsi.results.build import build_result, price_without_reward
 from tsi.results.estimand import Estimand, estimand_of
 from tsi.results.ledger import Ledger

@@ -11,8 +11,9 @@ import pytest
 
 from tsi.errors import ResultsError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.curves import curves_of
-from tsi.experiments.scaling.results import Cell, ResultsFile, check_complete, read_rows
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.reports.curves import curves_of
+from tsi.experiments.rows.results import ResultsFile, check_complete, read_rows
 
 SETTINGS = {"task": "chain", "temperature": 1.0, "commit": "abc"}
 CELLS = [Cell("smc", budget, 0, problem) for budget in (1, 2) for problem in range(3)]
@@ -156,7 +157,8 @@ def test_incomplete_and_missing_files_are_errors(tmp_path):
 _WRITER = """
 import sys, time
 from pathlib import Path
-from tsi.experiments.scaling.results import Cell, ResultsFile
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.rows.results import ResultsFile
 
 cells = [Cell("smc", 1, 0, problem) for problem in range(400)]
 with ResultsFile(Path(sys.argv[1]), {"task": "chain"}) as results:

@@ -9,8 +9,9 @@ from fake_world import fake_world
 
 from tsi.errors import ConfigurationError, ResultsError
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.results import Cell, ResultsFile, known_cells, read_rows
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.rows.results import ResultsFile, known_cells, read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.experiments.worlds import provenance
 from tsi.experiments.worlds.provenance import code_digest, commit

@@ -6,8 +6,9 @@ import pytest
 
 from tsi.errors import ResultsError
 from tsi.experiments.files.append_only import AppendOnlyFile
-from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
-from tsi.experiments.scaling.row_shards import LocalShards
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.rows.results import ResultsFile, read_rows
+from tsi.experiments.rows.row_shards import LocalShards
 
 CELLS = [Cell("smc", 2, 0, problem) for problem in range(6)]
 SETTINGS = {"task": "chain"}
@@ -98,7 +99,7 @@ def test_other_files_of_the_folder_are_no_shards(path):
 
 
 def test_processes_without_a_common_folder_are_told_so(path, monkeypatch):
-    monkeypatch.setattr("tsi.experiments.scaling.row_shards.VISIBILITY_TIMEOUT", 0.1)
+    monkeypatch.setattr("tsi.experiments.rows.row_shards.VISIBILITY_TIMEOUT", 0.1)
     shards = LocalShards(path, 0, 2)
     with pytest.raises(ResultsError, match=r"rows-1\.jsonl, which another process"):
         shards.check_sharing()

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from tsi.errors import ResultsError
-from tsi.experiments.scaling.plan import Batch
-from tsi.experiments.scaling.row_writer import BackgroundWriter, RowWriter
+from tsi.experiments.plans.plan import Batch
+from tsi.experiments.rows.row_writer import BackgroundWriter, RowWriter
 
 
 class Failing(RowWriter):

@@ -19,9 +19,8 @@ from tsi.errors import (
     ResultsError,
     UnknownNameError,
 )
-from tsi.experiments.scaling.comparisons import scaling_rates
-from tsi.experiments.scaling.curves import curves_of
-from tsi.experiments.scaling.methods import (
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import (
     METHODS,
     STANDARD,
     budgets_of,
@@ -29,12 +28,14 @@ from tsi.experiments.scaling.methods import (
     get_methods,
     sampler_of,
 )
-from tsi.experiments.scaling.plan import check_budgets, make_plan
-from tsi.experiments.scaling.plots import style_of
-from tsi.experiments.scaling.results import Cell, read_rows
+from tsi.experiments.plans.plan import check_budgets, make_plan
+from tsi.experiments.plans.shared_rollouts import first_rollouts
+from tsi.experiments.reports.comparisons import scaling_rates
+from tsi.experiments.reports.curves import curves_of
+from tsi.experiments.reports.plots import style_of
+from tsi.experiments.reports.write_report import write_report
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.shared_rollouts import first_rollouts
-from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.statistics.accuracy import accuracy, accuracy_interval
 from tsi.results.estimand import estimand_of
 from tsi.results.selection import select

@@ -2,8 +2,8 @@
 
 from fake_world import fake_world
 
-from tsi.experiments.scaling.methods import STANDARD, get_method, sampler_of
-from tsi.experiments.scaling.plan import batches, block_size, make_plan
+from tsi.experiments.plans.methods import STANDARD, get_method, sampler_of
+from tsi.experiments.plans.plan import batches, block_size, make_plan
 from tsi.experiments.scaling.scale import run_plan
 from tsi.explorer import Explorer
 

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from tsi.experiments.cli import main
-from tsi.experiments.scaling.methods import METHODS, sampler_of
-from tsi.experiments.scaling.results import Cell, read_rows
-from tsi.experiments.scaling.rows import answers_of, outcome
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import METHODS, sampler_of
+from tsi.experiments.rows.results import read_rows
+from tsi.experiments.rows.rows import answers_of, outcome
 from tsi.experiments.tasks import get_task
 from tsi.experiments.training.train_policy import task_tokenizer, tiny_config
 from tsi.experiments.worlds.embedded_world import embedded_world

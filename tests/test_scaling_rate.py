@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.experiments.scaling.paper_curves import paper_curves, paper_scaling_rate
+from tsi.experiments.reports.paper_curves import paper_curves, paper_scaling_rate
 from tsi.experiments.statistics.accuracy import accuracy
 from tsi.experiments.statistics.bootstrap import (
     bootstrap_accuracies,

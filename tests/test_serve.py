@@ -20,8 +20,8 @@ from tsi.errors import ConfigurationError, PromptTooLongError, UnknownNameError
 from tsi.experiments import embedded_world
 from tsi.experiments.cli import main
 from tsi.experiments.model_options import ModelOptions
+from tsi.experiments.plans.run_method import run_method
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.serving.app import make_app
 from tsi.experiments.serving.engine_worker import AbandonedError, EngineWorker
 from tsi.experiments.serving.limits import Limits

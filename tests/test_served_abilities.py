@@ -21,7 +21,7 @@ from served_faults import (
 )
 
 from tsi.errors import CapabilityError, ServerError
-from tsi.experiments.scaling.methods import METHODS, get_method, sampler_of
+from tsi.experiments.plans.methods import METHODS, get_method, sampler_of
 from tsi.serving.connect import has_template
 from tsi.serving.good_turing import kept_mass_is_one
 from tsi.serving.identify import identify

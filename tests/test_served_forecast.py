@@ -4,8 +4,8 @@ import pytest
 from scripted_server import ScriptedServer
 from test_served_power import run, world_over
 
-from tsi.experiments.scaling.served_forecast import reading_of, served_line
-from tsi.experiments.scaling.token_bounds import Reading, tokens_read
+from tsi.experiments.forecasts.served_forecast import reading_of, served_line
+from tsi.experiments.forecasts.token_bounds import Reading, tokens_read
 from tsi.rewards.self_judge import SelfJudge
 from tsi.serving.prices import Prices
 from tsi.serving.served_judge import ServedJudge

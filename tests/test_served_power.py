@@ -9,10 +9,10 @@ from test_served_exact import LIMITS
 
 from tsi.errors import CapabilityError
 from tsi.experiments.commands.abilities_table import refused_methods
+from tsi.experiments.forecasts.served_forecast import refusal_of
+from tsi.experiments.plans.methods import METHODS, method_settings
+from tsi.experiments.plans.run_method import run_method
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.methods import METHODS, method_settings
-from tsi.experiments.scaling.run_method import run_method
-from tsi.experiments.scaling.served_forecast import refusal_of
 from tsi.experiments.worlds.chosen_task import choose_questions
 from tsi.experiments.worlds.served_world import Served, served_world
 from tsi.experiments.worlds.step_ends import StepEnds

@@ -5,8 +5,9 @@ from scripted_server import ScriptedServer
 from small_checkpoints import bpe_tokenizer
 
 from tsi.errors import ResultsError
+from tsi.experiments.plans.cell import Cell
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.results import Cell, ResultsFile, read_rows
+from tsi.experiments.rows.results import ResultsFile, read_rows
 from tsi.experiments.worlds.chosen_task import choose_questions
 from tsi.experiments.worlds.provenance import sha256_of_tokenizer
 from tsi.experiments.worlds.served_world import Served, served_world

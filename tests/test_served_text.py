@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from tsi.errors import CapabilityError, ConfigurationError, ServerError
 from tsi.experiments.commands.abilities_table import abilities_table
+from tsi.experiments.plans.cell import Cell
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.report import row_notes
-from tsi.experiments.scaling.results import Cell
+from tsi.experiments.reports.report import row_notes
 from tsi.experiments.worlds.chosen_task import choose_questions
 from tsi.experiments.worlds.served_world import Served, notes_of, served_world
 from tsi.models.tokens.tokenizer import Tokenizer

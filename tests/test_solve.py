@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fake_world import fake_world, vary
 
-from tsi.experiments.scaling.methods import METHODS, sampler_of
+from tsi.experiments.plans.methods import METHODS, sampler_of
 from tsi.experiments.solving.diagnostics import weights_figure
 from tsi.experiments.solving.solve import genealogy, genealogy_text, solution_text
 from tsi.results.estimand import estimand_of

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.run_method import run_method
+from tsi.experiments.plans.run_method import run_method
 from tsi.experiments.worlds import step_ends as module
 from tsi.experiments.worlds.embedded_world import embedded_world
 from tsi.experiments.worlds.step_ends import StepEnds, step_ends

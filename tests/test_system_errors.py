@@ -258,7 +258,7 @@ def test_output_that_nobody_reads_ends_without_a_word():
 
 def test_a_module_that_finds_no_file_says_so(tmp_path):
     done = run(
-        ["tsi.experiments.scaling.readme"],
+        ["tsi.experiments.reports.readme"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])},
     )

@@ -14,8 +14,8 @@ from tsi.engine.interruption import StopEvent, defer_interrupts, delay_signals
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments import cli
 from tsi.experiments.command import exit_code, exit_resumably
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.results import read_rows
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.termination import is_stop_requested, raise_on_sigterm, stop_with_group
 

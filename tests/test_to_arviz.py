@@ -8,7 +8,7 @@ from fake_world import vary
 from test_diagnostics import make_result
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.to_arviz import to_datatree
+from tsi.experiments.reports.to_arviz import to_datatree
 
 
 def results(size=16):

@@ -7,7 +7,7 @@ from fake_world import fake_world
 
 from tsi.errors import ConfigurationError
 from tsi.experiments import read_rows, to_frame
-from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.plans.plan import make_plan
 from tsi.experiments.scaling.scale import run_plan
 
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from scipy.optimize import minimize
 
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.methods import sampler_of
+from tsi.experiments.plans.methods import sampler_of
 from tsi.experiments.tasks import get_task
 from tsi.experiments.training.logistic import fit_logistic, log_loss
 from tsi.experiments.training.train_value import (

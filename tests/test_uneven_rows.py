@@ -6,16 +6,16 @@ from test_report import FLAT, RISING, Shares, rows_where
 
 from tsi.experiments.pages.page import as_script_data
 from tsi.experiments.pages.page_data import page_data
-from tsi.experiments.scaling.comparisons import (
+from tsi.experiments.reports.comparisons import (
     compare,
     compare_with_best,
     missing_rates_reason,
     scaling_rates,
 )
-from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
-from tsi.experiments.scaling.curves import curves_of
-from tsi.experiments.scaling.report import cost_table, problem_notes, row_notes
-from tsi.experiments.scaling.write_report import write_files
+from tsi.experiments.reports.confidence import calibrations, pass_at_budgets
+from tsi.experiments.reports.curves import curves_of
+from tsi.experiments.reports.report import cost_table, problem_notes, row_notes
+from tsi.experiments.reports.write_report import write_files
 
 
 def rows_of(method, problems, shares=RISING, seeds=(0,)):

@@ -6,11 +6,12 @@ from fake_world import FakeEngine, fake_world, read_answer
 from tsi.errors import ResultsError
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.pages.kept_trees import trees_of
-from tsi.experiments.scaling.graded_run import Grading
-from tsi.experiments.scaling.particle_files import read_particles
-from tsi.experiments.scaling.plan import make_plan
-from tsi.experiments.scaling.regrade import regrade
-from tsi.experiments.scaling.results import Cell, read_rows
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.rows.graded_run import Grading
+from tsi.experiments.rows.particle_files import read_particles
+from tsi.experiments.rows.regrade import regrade
+from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 
 METHOD = "weighted_best_of_n"

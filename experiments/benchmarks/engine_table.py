@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from tsi.experiments.scaling.report import markdown
+from tsi.experiments.reports.report import markdown
 
 GIB = 2**30
 NAMES = {

@@ -29,7 +29,7 @@ from tsi.experiments.benchmarks.engine import (
 from tsi.experiments.benchmarks.engine_table import format_number
 from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.append_only import AppendOnlyFile
-from tsi.experiments.scaling.report import markdown
+from tsi.experiments.reports.report import markdown
 from tsi.experiments.worlds.provenance import commit
 from tsi.models.files import check_writable, write_text
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tsi.experiments.scaling.report import markdown
+from tsi.experiments.reports.report import markdown
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tsi.experiments.command import exit_code
-from tsi.experiments.scaling.report import markdown
+from tsi.experiments.reports.report import markdown
 from tsi.models.decoder_config import DecoderConfig
 
 QWEN_7B = DecoderConfig(

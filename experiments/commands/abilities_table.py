@@ -1,7 +1,7 @@
 """A table of what a server can do, and the methods that it cannot run."""
 
 from tsi.errors import CapabilityError
-from tsi.experiments.scaling.methods import METHODS, sampler_of
+from tsi.experiments.plans.methods import METHODS, sampler_of
 from tsi.explore import check_needs
 from tsi.explorer import Explorer
 from tsi.serving.policy import ServedPolicy

@@ -9,10 +9,10 @@ from tsi.experiments.model_options import DryRun, ModelOptions
 
 if TYPE_CHECKING:
     from tsi.experiments.files.places import Place
-    from tsi.experiments.scaling.dry_run import Forecast, Run
-    from tsi.experiments.scaling.kept_particles import Keep
-    from tsi.experiments.scaling.plan import ExperimentPlan
-    from tsi.experiments.scaling.process_group import Group
+    from tsi.experiments.forecasts.dry_run import Forecast, Run
+    from tsi.experiments.plans.plan import ExperimentPlan
+    from tsi.experiments.processes.process_group import Group
+    from tsi.experiments.rows.kept_particles import Keep
     from tsi.experiments.tasks.task import Task
     from tsi.experiments.worlds.world import World
     from tsi.problem import Problem
@@ -32,7 +32,7 @@ def print_cost(
     problems: "int | list[Problem]",
 ) -> int:
     """Print what one run would cost."""
-    from tsi.experiments.scaling.dry_run import Run
+    from tsi.experiments.forecasts.dry_run import Run
 
     world = options.world(task, problems, shapes_only=not dry.needs_weights)
     print_notes(world.notes)
@@ -44,8 +44,8 @@ def forecast_runs(
     world: "World", runs: "Sequence[Run]", dry: DryRun, *, processes: int = 1
 ) -> "Forecast":
     """What runs would cost, after a pilot if there is to be one."""
-    from tsi.experiments.scaling.dry_run import forecast
-    from tsi.experiments.scaling.pilot import default_problems, measure_length
+    from tsi.experiments.forecasts.dry_run import forecast
+    from tsi.experiments.forecasts.pilot import default_problems, measure_length
 
     rollouts, pilot_problems = sum(run.budget * run.problems for run in runs), dry.pilot
     if pilot_problems is None:
@@ -67,8 +67,8 @@ def forecast_share(
     dry: DryRun,
 ) -> "Forecast | None":
     """The cost of the first process's share, which is the largest; None in others."""
-    from tsi.experiments.scaling.dry_run import runs_of
-    from tsi.experiments.scaling.plan import sort_problems
+    from tsi.experiments.forecasts.dry_run import runs_of
+    from tsi.experiments.plans.plan import sort_problems
     from tsi.experiments.scaling.scale import facts_of
 
     group.agree(facts_of(plan, world, path, keep, continue_anyway))

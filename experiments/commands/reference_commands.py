@@ -56,8 +56,8 @@ def _list_models(models: "list[Description]") -> str:
 
 def paper() -> int:
     """Scaling rates of the curves of arXiv 2502.01618, figure 2 (MATH500)."""
-    from tsi.experiments.scaling.paper_curves import paper_curves, paper_scaling_rate
-    from tsi.experiments.scaling.report import markdown
+    from tsi.experiments.reports.paper_curves import paper_curves, paper_scaling_rate
+    from tsi.experiments.reports.report import markdown
 
     lines = [["model", "against", "mean", "least", "most", "top", "accuracies %"]]
     for model in paper_curves():

@@ -76,10 +76,10 @@ def scale(
         process_id: index of this process, from 0.
     """
     from tsi.experiments.files.places import join_place, parse_place
-    from tsi.experiments.scaling.distributed import group_of
-    from tsi.experiments.scaling.plan import make_plan
+    from tsi.experiments.plans.plan import make_plan
+    from tsi.experiments.processes.distributed import group_of
+    from tsi.experiments.reports.write_report import write_report
     from tsi.experiments.scaling.scale import run_plan
-    from tsi.experiments.scaling.write_report import write_report
     from tsi.experiments.worlds.chosen_task import choose_task
 
     plan = make_plan(methods, budgets, seeds, temperatures)
@@ -144,7 +144,7 @@ def regrade(
         answer_column: name of its column of answers.
         id_column: name of its column of ids.
     """
-    from tsi.experiments.scaling.regrade_command import regrade_run
+    from tsi.experiments.rows.regrade_command import regrade_run
     from tsi.experiments.tasks.problem_file import Columns
 
     columns = Columns(question_column, answer_column, id_column)

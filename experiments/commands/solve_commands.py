@@ -44,8 +44,8 @@ def solve(
     """
     import jax
 
-    from tsi.experiments.scaling.methods import get_method
-    from tsi.experiments.scaling.run_method import run_method
+    from tsi.experiments.plans.methods import get_method
+    from tsi.experiments.plans.run_method import run_method
     from tsi.experiments.solving.solve import solution_text
     from tsi.experiments.worlds.chosen_task import choose_problem
 
@@ -103,7 +103,7 @@ def profile(
         trace: folder for a trace of jax.profiler, for TensorBoard or Perfetto.
         dry: estimate the cost and run nothing.
     """
-    from tsi.experiments.scaling.methods import get_method
+    from tsi.experiments.plans.methods import get_method
     from tsi.experiments.scaling.profiling import profile_run, table_of
     from tsi.experiments.worlds.chosen_task import choose_task
 

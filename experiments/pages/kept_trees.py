@@ -7,15 +7,15 @@ import numpy as np
 
 from tsi.experiments.files.places import Place, file_system
 from tsi.experiments.pages.tree_data import tree_of
-from tsi.experiments.scaling.curves import Rows
-from tsi.experiments.scaling.kept_particles import KeptRun, RunKey
-from tsi.experiments.scaling.methods import get_method, shared_source_of
-from tsi.experiments.scaling.particle_files import (
+from tsi.experiments.plans.methods import get_method, shared_source_of
+from tsi.experiments.reports.curves import Rows
+from tsi.experiments.rows.kept_particles import KeptRun, RunKey
+from tsi.experiments.rows.particle_files import (
     particle_files,
     particles_place,
     read_particles,
 )
-from tsi.experiments.scaling.row_format import TEXTS_ID
+from tsi.experiments.rows.row_format import TEXTS_ID
 from tsi.problem_ids import id_order
 
 MAX_PARTICLES = 16

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsi.experiments.scaling.comparisons import (
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import get_method
+from tsi.experiments.reports.comparisons import (
     chosen_pairs,
     compare,
     compare_with_best,
@@ -11,20 +13,18 @@ from tsi.experiments.scaling.comparisons import (
     missing_rates_reason,
     scaling_rates,
 )
-from tsi.experiments.scaling.confidence import calibrations, pass_at_budgets
-from tsi.experiments.scaling.curves import UNITS, Curves, Point, Rows, curves_of
-from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.paper_curves import PublishedCurve
-from tsi.experiments.scaling.plots import bar, style_of, styles_of
-from tsi.experiments.scaling.report import MIN_SHARED, percent, problem_notes, row_notes
-from tsi.experiments.scaling.results import Cell
-from tsi.experiments.scaling.rows import round_finite
-from tsi.experiments.scaling.statistics_file import (
+from tsi.experiments.reports.confidence import calibrations, pass_at_budgets
+from tsi.experiments.reports.curves import UNITS, Curves, Point, Rows, curves_of
+from tsi.experiments.reports.paper_curves import PublishedCurve
+from tsi.experiments.reports.plots import bar, style_of, styles_of
+from tsi.experiments.reports.report import MIN_SHARED, percent, problem_notes, row_notes
+from tsi.experiments.reports.statistics_file import (
     calibrations_as_json,
     comparisons_as_json,
     pass_as_json,
 )
-from tsi.experiments.scaling.write_report import all_budgets, run_title
+from tsi.experiments.reports.write_report import all_budgets, run_title
+from tsi.experiments.rows.rows import round_finite
 from tsi.experiments.statistics.bootstrap import RateEstimate
 from tsi.problem_ids import id_order
 

@@ -7,13 +7,13 @@ from tsi.experiments.files.places import Place, join_place, local_folder
 from tsi.experiments.pages.kept_trees import trees_of
 from tsi.experiments.pages.page import write_page
 from tsi.experiments.pages.page_data import page_data
-from tsi.experiments.scaling.curves import Rows
-from tsi.experiments.scaling.results import read_rows
-from tsi.experiments.scaling.write_report import (
+from tsi.experiments.reports.curves import Rows
+from tsi.experiments.reports.write_report import (
     published_behind,
     run_title,
     write_files,
 )
+from tsi.experiments.rows.results import read_rows
 from tsi.models.files import check_writable
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from tsi.accuracy.diagnostics import probabilities_of
-from tsi.experiments.scaling.rows import round_finite
+from tsi.experiments.rows.rows import round_finite
 from tsi.experiments.solving.merged_tree import merged_tree
 
 OUTCOMES = {

@@ -22,7 +22,7 @@ from tsi.bench.robustness import Check
 from tsi.experiments.command import exit_code
 from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.proofs.claims import CLAIMS, Claim
-from tsi.experiments.scaling.report import markdown
+from tsi.experiments.reports.report import markdown
 from tsi.experiments.worlds.provenance import versions
 from tsi.models.files import check_writable, write_text
 

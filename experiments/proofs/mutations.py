@@ -51,7 +51,7 @@ from tsi.experiments.command import exit_code
 from tsi.experiments.files.append_only import AppendOnlyFile
 from tsi.experiments.proofs import mistakes, quiet_mistakes
 from tsi.experiments.proofs.claims import CLAIMS, Claim
-from tsi.experiments.scaling.report import markdown
+from tsi.experiments.reports.report import markdown
 from tsi.experiments.worlds.provenance import versions
 from tsi.explorer import Explorer, Reply
 from tsi.models.files import check_writable, write_text

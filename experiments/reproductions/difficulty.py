@@ -14,14 +14,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from tsi.experiments.plans.methods import get_method
+from tsi.experiments.reports.curves import Curves, Point
+from tsi.experiments.reports.report import markdown, percent
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
     embedded_experiment,
     published_experiment,
 )
-from tsi.experiments.scaling.curves import Curves, Point
-from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.report import markdown, percent
 from tsi.experiments.statistics.accuracy import accuracy
 from tsi.experiments.statistics.difficulty import difficulty_bins
 

@@ -19,20 +19,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tsi.experiments.experiment import Experiment
-from tsi.experiments.reproductions.published_models import (
-    SMALL_BUDGETS,
-    embedded_experiment,
-)
-from tsi.experiments.scaling.comparisons import compare_with_best
-from tsi.experiments.scaling.curves import Curves
-from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.plots import save_accuracy_plots
-from tsi.experiments.scaling.report import (
+from tsi.experiments.plans.methods import get_method
+from tsi.experiments.reports.comparisons import compare_with_best
+from tsi.experiments.reports.curves import Curves
+from tsi.experiments.reports.plots import save_accuracy_plots
+from tsi.experiments.reports.report import (
     BEST_TEXT,
     markdown,
     paired_table,
     paired_text,
     percent,
+)
+from tsi.experiments.reproductions.published_models import (
+    SMALL_BUDGETS,
+    embedded_experiment,
 )
 
 COMMON = 1.0

@@ -14,15 +14,15 @@ Command: tsi reproduce main_figure [--small]
 from collections.abc import Mapping
 from pathlib import Path
 
+from tsi.experiments.reports.curves import Curves
+from tsi.experiments.reports.paper_curves import published_curves
+from tsi.experiments.reports.plots import save_accuracy_plots
 from tsi.experiments.reproductions.published_models import (
     EMBEDDED_TASKS,
     POLICIES,
     embedded_experiment,
     published_experiment,
 )
-from tsi.experiments.scaling.curves import Curves
-from tsi.experiments.scaling.paper_curves import published_curves
-from tsi.experiments.scaling.plots import save_accuracy_plots
 
 FULL = [published_experiment(name, policy) for name, policy in POLICIES.items()]
 SMALL = [embedded_experiment(task, task, num_problems=100) for task in EMBEDDED_TASKS]

@@ -11,14 +11,14 @@ Command: tsi reproduce tuned_temperature [--small]
 
 from collections.abc import Mapping
 
+from tsi.experiments.plans.methods import get_method
 from tsi.experiments.problem_options import ProblemOptions
+from tsi.experiments.reports.curves import Curves
+from tsi.experiments.reports.report import markdown, percent
 from tsi.experiments.reproductions.published_models import (
     embedded_experiment,
     published_experiment,
 )
-from tsi.experiments.scaling.curves import Curves
-from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.report import markdown, percent
 
 METHODS = ("weighted_best_of_n", "dvts", "rebase", "particle_filter", "smc")
 FULL = [

@@ -1,1 +1,1 @@
-"""The scaling experiment: plans, rows, statistics and reports."""
+"""The scaling experiment: it runs a plan and writes its rows."""

@@ -22,9 +22,9 @@ import tyro
 
 from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.files.places import join_place, parse_place
-from tsi.experiments.scaling.plan import make_plan
+from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.reports.write_report import write_report
 from tsi.experiments.scaling.scale import run_plan
-from tsi.experiments.scaling.write_report import write_report
 from tsi.experiments.tasks.chain_sum import CHAIN_SUM, dataset_problems
 from tsi.experiments.tasks.equations import REWARDS, equation_log_odds
 from tsi.experiments.worlds.embedded_world import device_mesh

@@ -6,9 +6,9 @@ from typing import Any
 
 from tsi.errors import ResultsError
 from tsi.experiments.files.places import Place
-from tsi.experiments.scaling.methods import budgets_of
-from tsi.experiments.scaling.plan import ExperimentPlan
-from tsi.experiments.scaling.results import Cell
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import budgets_of
+from tsi.experiments.plans.plan import ExperimentPlan
 from tsi.problem import Problem
 from tsi.problem_ids import plain_id
 

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from tsi.engine.meters.report import Report, report_of_runs
-from tsi.experiments.scaling.report import markdown
-from tsi.experiments.scaling.run_method import run_method
+from tsi.experiments.plans.run_method import run_method
+from tsi.experiments.reports.report import markdown
 from tsi.experiments.worlds.world import World
 from tsi.results.result import Result
 

@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from tsi.engine.meters.report import Totals
-from tsi.experiments.scaling.methods import get_method
-from tsi.experiments.scaling.plan import Batch
+from tsi.experiments.plans.methods import get_method
+from tsi.experiments.plans.plan import Batch
 from tsi.results.result import Result
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"

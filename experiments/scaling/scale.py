@@ -17,22 +17,23 @@ import jax
 
 from tsi.errors import ProblemError, ProcessError, Stopped
 from tsi.experiments.files.places import Place
-from tsi.experiments.scaling.kept_particles import Keep
-from tsi.experiments.scaling.methods import MethodSettings, sampler_of
-from tsi.experiments.scaling.particle_files import ParticlesFile
-from tsi.experiments.scaling.plan import (
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import MethodSettings, sampler_of
+from tsi.experiments.plans.plan import (
     Batch,
     ExperimentPlan,
     batches,
     check_budgets,
     sort_problems,
 )
+from tsi.experiments.plans.run_method import run_method
+from tsi.experiments.processes.process_group import ALONE, Group
+from tsi.experiments.rows.kept_particles import Keep
+from tsi.experiments.rows.particle_files import ParticlesFile
+from tsi.experiments.rows.results import ResultsFile
+from tsi.experiments.rows.row_writer import BackgroundWriter, RowWriter
 from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
-from tsi.experiments.scaling.process_group import ALONE, Group
 from tsi.experiments.scaling.progress import Progress
-from tsi.experiments.scaling.results import Cell, ResultsFile
-from tsi.experiments.scaling.row_writer import BackgroundWriter, RowWriter
-from tsi.experiments.scaling.run_method import run_method
 from tsi.experiments.worlds.world import World
 from tsi.problem_ids import check_ids
 from tsi.results.result import Result

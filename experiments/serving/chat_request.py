@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tsi.errors import ConfigurationError, UnknownNameError
-from tsi.experiments.scaling.methods import get_method
+from tsi.experiments.plans.methods import get_method
 from tsi.experiments.serving.api_error import ApiError
 from tsi.experiments.serving.conversation import Conversation
 from tsi.experiments.serving.fields import boolean, integer, name_type, number, string

@@ -31,8 +31,8 @@ from tsi.errors import (
     ServerError,
     TsiError,
 )
-from tsi.experiments.scaling.methods import get_method, sampler_of
-from tsi.experiments.scaling.run_method import run_method
+from tsi.experiments.plans.methods import get_method, sampler_of
+from tsi.experiments.plans.run_method import run_method
 from tsi.experiments.serving.api_error import ApiError
 from tsi.experiments.serving.chat_request import MAX_SEED, ChatRequest
 from tsi.experiments.serving.extension import Run

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsi.errors import ConfigurationError, PromptTooLongError
+from tsi.experiments.plans.methods import get_method
 from tsi.experiments.problem_options import ProblemOptions
-from tsi.experiments.scaling.methods import get_method
 from tsi.experiments.serving.chat_request import POLICY_FIELDS, Offer
 from tsi.experiments.serving.conversation import conversation_encoder
 from tsi.experiments.serving.limits import Limits

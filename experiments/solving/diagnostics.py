@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from tsi.accuracy.diagnostics import probabilities_of
 from tsi.accuracy.pareto import UNRELIABLE_K
 from tsi.errors import ConfigurationError
-from tsi.experiments.scaling.plots import PAPER_WIDTH, RC, save
+from tsi.experiments.reports.plots import PAPER_WIDTH, RC, save
 from tsi.experiments.solving.merged_tree import Node, merged_tree
 from tsi.experiments.solving.solve import shorten
 from tsi.results.result import Result

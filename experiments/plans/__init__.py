@@ -1,0 +1,1 @@
+"""Methods by name, and plans: which methods, budgets, seeds and problems are run."""

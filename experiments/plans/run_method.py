@@ -1,0 +1,76 @@
+"""One method on some problems, with its settings in the list of methods."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tsi.engine.adaptive import run_rounds
+from tsi.engine.meters.report import Progress
+from tsi.errors import ConfigurationError, ProblemError, Stopped
+from tsi.experiments.plans.methods import get_method, sampler_of
+from tsi.experiments.worlds.world import World
+from tsi.problem import Problem
+from tsi.results.build import price_without_reward
+from tsi.results.estimand import estimand_of
+from tsi.results.result import Result
+
+
+def run_method(
+    world: World,
+    name: str,
+    key: Any,
+    problems: Sequence[Problem],
+    num_particles: int,
+    *,
+    temperature: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[Result]:
+    """Run a method with its own temperatures, rounds and costs.
+
+    Args:
+        world: a task with its models.
+        name: of the method.
+        key: a typed key.
+        problems: any number of problems.
+        num_particles: N; for a method that stops early, the most that it uses.
+        temperature: of the policy; by default the world's.
+        progress: called each time the host reads the state of the slots; an error that
+            it raises ends the run.
+
+    Raises:
+        ConfigurationError: the method fixes another temperature; or see
+            :meth:`tsi.engine.engine.Engine.stream`.
+    """
+    method, sampler = get_method(name), sampler_of(name, world.max_steps)
+    if temperature is None:
+        temperature = method.temperature
+    elif method.temperature not in (None, temperature):
+        raise ConfigurationError(
+            f"The method {name} has the temperature {method.temperature:g}, and not "
+            f"{temperature:g}. Leave the temperature out, or choose another method."
+        )
+    settings: dict[str, Any] = {"extract": world.extract, "temperature": temperature}
+    if progress is not None:
+        settings["progress"] = progress
+    if method.rounds is not None:
+        rounds = method.rounds(num_particles)
+        settings["reads_reward"] = method.reads_reward
+        return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+    factor = method.proposal_over(world.is_served)
+    if factor is not None:
+        base = world.settings["temperature"] if temperature is None else temperature
+        settings["proposal_temperature"] = base * factor
+    is_free = not (
+        method.reads_reward or method.never_resamples or method.is_deterministic
+    )
+    estimand = estimand_of(sampler, reads_reward=method.reads_reward)
+
+    def adapt_result(result: Result) -> Result:
+        result = result._replace(estimand=estimand)
+        return price_without_reward(result) if is_free else result
+
+    try:
+        results = world.engine.run(sampler, key, problems, num_particles, **settings)
+    except (ProblemError, Stopped) as error:
+        error.results = tuple(map(adapt_result, error.results))
+        raise
+    return [adapt_result(result) for result in results]

@@ -1,0 +1,1 @@
+"""Curves, comparisons, tables and figures of finished rows."""

@@ -1,0 +1,1 @@
+"""Rows and kept particles: how results are written, resumed, read and graded again."""
