@@ -371,7 +371,7 @@ def test_a_problem_that_fails_costs_its_rows_alone(tmp_path, methods):
     world = fake_world()
     expected = run_plan(plan, world, whole, progress=False)
     failing = world._replace(engine=Failing(0.0))
-    with pytest.raises(ProblemError, match=r"1 problems failed: 3 .*no answer"):
+    with pytest.raises(ProblemError, match=r"1 problem failed: 3 .*no answer"):
         run_plan(plan, failing, path, progress=False)
     # The same command goes on with what is missing, once it is mended.
     assert len(path.read_bytes().splitlines()) > 1

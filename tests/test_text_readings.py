@@ -170,7 +170,7 @@ def test_a_text_that_cannot_be_rendered_costs_its_problem(monkeypatch, name, rea
 
     monkeypatch.setattr(Lane, "_release", watch)
     runner, arguments = failing_engine(), (sampler, KEY, WORDS, 4)
-    with pytest.raises(ProblemError, match="1 problems failed: 2 ") as caught:
+    with pytest.raises(ProblemError, match="1 problem failed: 2 ") as caught:
         runner.run(*arguments, extract=test_engine.extract)
     assert caught.value.steps[2] >= 2
     assert "cannot spell this" in caught.value.tracebacks[2]

@@ -79,8 +79,9 @@ class ProblemError(TsiError):
             for name, error in list(failures.items())[:3]
         ]
         more = ", ..." if len(failures) > 3 else ""
+        noun = "problem" if len(failures) == 1 else "problems"
         super().__init__(
-            f"{len(failures)} problems failed: {', '.join(listed)}{more}. The results "
+            f"{len(failures)} {noun} failed: {', '.join(listed)}{more}. The results "
             "of the others are kept. Fix the cause and run the failed ones again."
         )
 
