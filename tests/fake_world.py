@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from tsi.accuracy.diagnostics import Diagnosis
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, ProblemError, Stopped
 from tsi.experiments.grading.grade import Grade
 from tsi.experiments.plans.methods import METHODS, sampler_of
 from tsi.experiments.plans.plan import make_plan
@@ -62,6 +62,7 @@ class FakeEngine:
         extract,
         temperature=None,
         proposal_temperature=None,
+        progress=None,
     ):
         time.sleep(self.sleep)
         seed = int(jax.random.key_data(key)[-1])
@@ -71,6 +72,22 @@ class FakeEngine:
             self.result(sampler, name, seed, p, num_particles, temperature)
             for p in problems
         ]
+
+    def stream(self, sampler, key, problems, num_particles, **settings):
+        """Some problems end at a time."""
+        size, failure = self.problems_at_once(sampler, num_particles), None
+        for start in range(0, len(problems), size):
+            some = problems[start : start + size]
+            try:
+                yield from self.run(sampler, key, some, num_particles, **settings)
+            except Stopped as error:
+                yield from error.results
+                raise
+            except ProblemError as error:
+                yield from error.results
+                failure = error if failure is None else failure.join(error)
+        if failure is not None:
+            raise failure
 
     def result(self, sampler, name, seed, problem, num_particles, temperature):
         draws = np.array(

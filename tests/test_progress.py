@@ -41,8 +41,8 @@ def test_the_bar_counts_cells_and_tokens_and_the_cost_is_measured(tmp_path, caps
     assert re.search(r"\d left", told)
     # No worked solution says how long a solution is.
     (measured,) = re.findall("measured on .*", told)
-    # Two problems of four rollouts; six of four, and six of one and of four by SMC.
-    assert "first 8 rollouts: " in measured
+    # Twice two problems of four; six of four, and six of one and of four by SMC.
+    assert "first 16 rollouts: " in measured
     per_rollout, total = re.findall(r"([\d,]+) tokens", measured)
     assert abs(int(total) - 54 * int(per_rollout)) <= 27
     # A known length needs no measurement.

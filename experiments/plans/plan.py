@@ -1,7 +1,7 @@
 """What a scaling experiment runs: a plan, divided into batches.
 
-A batch is (method, budget, seed, block of problems). Blocks do not depend on which rows
-exist already. Rows of methods that never resample are derived from one run at their
+A batch is (method, budget, seed, problems). Batches do not depend on which rows exist
+already. Rows of methods that never resample are derived from one run at their
 largest budget (:mod:`tsi.experiments.plans.shared_rollouts`).
 """
 
@@ -42,13 +42,23 @@ class ExperimentPlan(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One call of the engine, and the rows that it gives."""
+    """One call of the engine, and the rows that it gives.
+
+    Attributes:
+        source: name of the method that is run.
+        num_particles: N.
+        seed: of the run.
+        problems: in the order in which they start.
+        outcomes: methods and budgets of the rows of each problem.
+        at_once: number of problems that the engine runs at the same time.
+    """
 
     source: str
     num_particles: int
     seed: int
     problems: list[Problem]
     outcomes: list[tuple[str, int]]
+    at_once: int = 1
 
     @property
     def cells(self) -> list[Cell]:
@@ -128,9 +138,10 @@ def sort_problems(problems: Sequence[Problem]) -> list[Problem]:
 def batches(plan: ExperimentPlan, world: World) -> Iterator[Batch]:
     """The plan's batches, ordered by seed, then by method, then by budget.
 
-    A batch has as many problems as the engine runs at the same time. Problems are
-    sorted by the length of their prompts, because a batch takes as long as its longest
-    solution, and long prompts tend to have long solutions.
+    A batch has all problems, since the engine starts one as soon as another has left
+    room. A method in rounds gives no result before the last problem of its batch has
+    ended; its batches have as many problems as the engine runs at the same time, so
+    that a kill costs no more. Problems are sorted by the length of their prompts.
     """
     problems = sort_problems(world.problems)
     shared_methods = [name for name in plan.methods if get_method(name).never_resamples]
@@ -148,10 +159,13 @@ def batches(plan: ExperimentPlan, world: World) -> Iterator[Batch]:
                 continue
             runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
         for source, num_particles, outcomes in runs:
-            size = block_size(len(problems), max_problems(world, source, num_particles))
+            at_once = max_problems(world, source, num_particles)
+            size = max(1, len(problems))
+            if get_method(source).rounds is not None:
+                size = block_size(len(problems), at_once)
             for start in range(0, len(problems), size):
                 block = list(problems[start : start + size])
-                yield Batch(source, num_particles, seed, block, outcomes)
+                yield Batch(source, num_particles, seed, block, outcomes, at_once)
 
 
 def max_problems(world: World, name: str, num_particles: int) -> int:

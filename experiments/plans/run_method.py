@@ -1,9 +1,11 @@
 """One method on some problems, with its settings in the list of methods."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tsi.engine.adaptive import run_rounds
+from tsi.engine.engine_run import collect
 from tsi.engine.meters.report import Progress
 from tsi.errors import ConfigurationError, ProblemError, Stopped
 from tsi.experiments.plans.methods import get_method, sampler_of
@@ -27,6 +29,47 @@ def run_method(
     """Run a method with its own temperatures, rounds and costs.
 
     Args:
+        world: see `stream_method`, as for all others.
+        name, key, problems, num_particles, temperature, progress: see there.
+
+    Returns:
+        One result per problem, in order.
+
+    Raises:
+        ConfigurationError: see `stream_method`.
+        ProblemError: as the stream does; it has the results of the other problems.
+        Stopped: after a signal; it has the results of problems that had ended.
+    """
+    start_time = time.perf_counter()
+    stream = stream_method(
+        world,
+        name,
+        key,
+        problems,
+        num_particles,
+        temperature=temperature,
+        progress=progress,
+    )
+    # Each round has shared its own time among the problems that took part in it.
+    is_shared = get_method(name).rounds is not None
+    return collect(stream, problems, None if is_shared else start_time)
+
+
+def stream_method(
+    world: World,
+    name: str,
+    key: Any,
+    problems: Sequence[Problem],
+    num_particles: int,
+    *,
+    temperature: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Result]:
+    """Run a method, and yield each result as its problem ends.
+
+    The results of a method in rounds come when the last of its problems has ended.
+
+    Args:
         world: a task with its models.
         name: of the method.
         key: a typed key.
@@ -39,6 +82,8 @@ def run_method(
     Raises:
         ConfigurationError: the method fixes another temperature; or see
             :meth:`tsi.engine.engine.Engine.stream`.
+        ProblemError: some problems failed; raised after all other results.
+        Stopped: after a signal; raised after the results of problems that had ended.
     """
     method, sampler = get_method(name), sampler_of(name, world.max_steps)
     if temperature is None:
@@ -54,7 +99,15 @@ def run_method(
     if method.rounds is not None:
         rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
-        return run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+        try:
+            results = run_rounds(
+                world.engine, sampler, key, problems, rounds, **settings
+            )
+        except (ProblemError, Stopped) as error:
+            yield from error.results
+            raise
+        yield from results
+        return
     factor = method.proposal_over(world.is_served)
     if factor is not None:
         base = world.settings["temperature"] if temperature is None else temperature
@@ -63,14 +116,7 @@ def run_method(
         method.reads_reward or method.never_resamples or method.is_deterministic
     )
     estimand = estimand_of(sampler, reads_reward=method.reads_reward)
-
-    def adapt_result(result: Result) -> Result:
+    stream = world.engine.stream(sampler, key, problems, num_particles, **settings)
+    for result in stream:
         result = result._replace(estimand=estimand)
-        return price_without_reward(result) if is_free else result
-
-    try:
-        results = world.engine.run(sampler, key, problems, num_particles, **settings)
-    except (ProblemError, Stopped) as error:
-        error.results = tuple(map(adapt_result, error.results))
-        raise
-    return [adapt_result(result) for result in results]
+        yield price_without_reward(result) if is_free else result

@@ -48,7 +48,7 @@ class Progress:
         done = [batch for batch, ok in zip(batches, is_done, strict=True) if ok]
         self._cells_done = sum(len(batch.cells) for batch in done)
         self._tokens, self._rollouts, self._start = 0, 0, time.monotonic()
-        self._text = ""
+        self._text, self._waiting = "", 0
         self._is_measured, self._visible = is_length_known, visible
         self._bar = tqdm(
             total=sum(map(num_rollouts, batches)),
@@ -61,19 +61,30 @@ class Progress:
 
     def begin(self, batch: Batch) -> None:
         """Show what is computed now."""
-        self._text = describe_batch(batch)
+        self._text, self._batch = describe_batch(batch), batch
+        self._waiting = len(batch.problems)
         self._show()
 
-    def end(self, batch: Batch, results: Sequence[Result]) -> None:
-        """Count a batch that has ended."""
-        self._cells_done += len(batch.cells)
+    def advance(self, results: Sequence[Result]) -> None:
+        """Count results of the batch that is computed now."""
+        batch, rollouts = self._batch, self._batch.num_particles * len(results)
+        self._waiting -= len(results)
+        self._cells_done += len(batch.outcomes) * len(results)
         self._tokens += sum(result.ledger.generated_tokens for result in results)
-        self._rollouts += num_rollouts(batch)
+        self._rollouts += rollouts
         self._show()
-        self._bar.update(num_rollouts(batch))
-        if self._tokens and not self._is_measured:
+        self._bar.update(rollouts)
+        # Problems that end first tend to have short solutions.
+        enough = batch.num_particles * min(2 * batch.at_once, len(batch.problems))
+        if self._tokens and self._rollouts >= enough and not self._is_measured:
             self._is_measured = True
             self._print_measurement()
+
+    def end(self) -> None:
+        """Count the problems of the batch that had rows already, or have failed."""
+        self._cells_done += len(self._batch.outcomes) * self._waiting
+        self._show()
+        self._bar.update(self._batch.num_particles * self._waiting)
 
     def close(self) -> None:
         """Leave the bar as it is, and say what the engine has done."""

@@ -1,42 +1,37 @@
 """The scaling experiment: accuracy of every method at every budget, with error bars.
 
-A plan is divided into batches: (method, budget, seed, block of problems). Blocks do not
-depend on what is already done, and rows are written block by block. If a signal stops a
-block, the rows of its finished problems are written too, and a resumed run computes the
-others. Rows of methods that never resample are taken from one run at the largest budget
-(`shared_rollouts.py`).
+A plan is divided into batches: (method, budget, seed, problems). They do not depend on
+what is already done. Rows are written while a batch runs (``chunks.py``), and a resumed
+run computes the others. Rows of methods that never resample are taken from one run at
+the largest budget (`shared_rollouts.py`).
 
 Keys: all methods and budgets of a seed use `key(seed)`, so they share random numbers.
 """
 
 import contextlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-
-from tsi.errors import ProblemError, ProcessError, Stopped
+from tsi.errors import ProblemError, ProcessError
 from tsi.experiments.files.places import Place
 from tsi.experiments.plans.cell import Cell
 from tsi.experiments.plans.methods import MethodSettings, sampler_of
 from tsi.experiments.plans.plan import (
-    Batch,
     ExperimentPlan,
     batches,
     check_budgets,
     sort_problems,
 )
-from tsi.experiments.plans.run_method import run_method
 from tsi.experiments.processes.process_group import ALONE, Group
 from tsi.experiments.rows.kept_particles import Keep
 from tsi.experiments.rows.particle_files import ParticlesFile
 from tsi.experiments.rows.results import ResultsFile
 from tsi.experiments.rows.row_writer import BackgroundWriter, RowWriter
+from tsi.experiments.scaling.chunks import Chunks
 from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
 from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.worlds.world import World
 from tsi.problem_ids import check_ids
-from tsi.results.result import Result
 
 
 def run_plan(
@@ -138,12 +133,12 @@ def _run_batches(
                 continue
             bar.begin(batch)
             missing = writer.find_missing(batch)
-            results, batch_failures, stopped = run_batch(batch, world, missing)
-            failures |= batch_failures
-            background.write(batch, results, missing)
-            if stopped is not None:
-                raise stopped
-            bar.end(batch, results)
+            with Chunks(batch, missing, background, bar) as chunks:
+                try:
+                    chunks.run(world)
+                except ProblemError as error:
+                    failures |= error.failures
+            bar.end()
     return failures
 
 
@@ -183,29 +178,3 @@ def _wait_for_others(
     texts = group.gather("rows", str(ProblemError(failures)) if failures else "")
     messages = [f"Process {i}: {text}" for i, text in enumerate(texts) if text]
     return ProcessError(" ".join(messages)) if messages else None
-
-
-def run_batch(
-    batch: Batch, world: World, missing: Container[Cell]
-) -> tuple[Sequence[Result], dict[Any, Exception], Stopped | None]:
-    """Run the problems of a batch that lack a row.
-
-    Args:
-        batch: a call of the engine.
-        world: a task with its models.
-        missing: cells without a row.
-
-    Returns:
-        The results, the errors of failed problems, and the signal that stopped the
-        batch or None. Problems that failed or did not finish have no result.
-    """
-    problem_ids = {cell.problem for cell in batch.cells if cell in missing}
-    problems = [problem for problem in batch.problems if problem.id in problem_ids]
-    key = jax.random.key(batch.seed)
-    try:
-        results = run_method(world, batch.source, key, problems, batch.num_particles)
-    except ProblemError as error:
-        return error.results, error.failures, None
-    except Stopped as error:
-        return error.results, {}, error
-    return results, {}, None

@@ -20,7 +20,8 @@ class BaseEngine(abc.ABC):
 
     Attributes:
         report: of the last run; None before the first.
-        totals: counts of all calls of `run` so far.
+        totals: counts of all runs so far, and of what a run has done until the last
+            problem that has ended.
     """
 
     report: Report | None = None
@@ -95,7 +96,7 @@ class BaseEngine(abc.ABC):
             ProblemError: as `stream` does; it has the results of the other problems.
             Stopped: after a signal; it has the results of problems that had ended.
         """
-        start_time, before = time.perf_counter(), self.report
+        start_time = time.perf_counter()
         stream = self.stream(
             sampler,
             key,
@@ -108,8 +109,16 @@ class BaseEngine(abc.ABC):
             progress=progress,
             exact=exact,
         )
-        try:
-            return collect(stream, problems, start_time)
-        finally:
-            if self.report is not None and self.report is not before:
-                self.totals = self.totals.plus(self.report)
+        return collect(stream, problems, start_time)
+
+    def _recorder(self) -> Callable[[Report], None]:
+        """A function that records the reports of one run, as often as there are any."""
+        counted = Totals()
+
+        def record(report: Report) -> None:
+            nonlocal counted
+            so_far = Totals().plus(report)
+            self.totals = self.totals.plus(so_far.minus(counted))
+            self.report, counted = report, so_far
+
+        return record

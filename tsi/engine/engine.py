@@ -318,11 +318,13 @@ class Engine(BaseEngine):
             progress,
         )
         devices = [None] if self.mesh is None else self.mesh.local_devices
+        record = self._recorder()
 
         def note() -> None:
-            self.report = run.report(devices)._replace(
+            report = run.report(devices)._replace(
                 model_programs=self._model_programs(), prefill_bytes=prefill
             )
+            record(report)
 
         return run.results(note)
 

@@ -171,16 +171,16 @@ class EngineRun:
 
 
 def collect(
-    stream: Iterable[Result], problems: Sequence[Problem], start_time: float
+    stream: Iterable[Result], problems: Sequence[Problem], start_time: float | None
 ) -> list[Result]:
     """All results of a stream, in the order of the problems.
-
-    The problems ran together, so each gets an equal share of the time.
 
     Args:
         stream: results as the problems end.
         problems: of the run.
-        start_time: when the run was requested, by ``time.perf_counter()``.
+        start_time: when the run was requested, by ``time.perf_counter()``. The problems
+            ran together, so each gets an equal share of the time since then. None
+            leaves the seconds as they are.
 
     Raises:
         ProblemError: as the stream does; it has the results of the other problems.
@@ -194,11 +194,10 @@ def collect(
         failed = error
     except KeyboardInterrupt:
         failed = Stopped(signal.SIGINT)
-    share = (time.perf_counter() - start_time) / max(1, len(results))
-    by_id = {
-        result.problem_id: result._replace(ledger=result.ledger._replace(seconds=share))
-        for result in results
-    }
+    if start_time is not None:
+        share = (time.perf_counter() - start_time) / max(1, len(results))
+        results = [result.with_seconds(share) for result in results]
+    by_id = {result.problem_id: result for result in results}
     if failed is not None:
         finished_ids = [problem.id for problem in problems if problem.id in by_id]
         failed.results = tuple(by_id[id] for id in finished_ids)

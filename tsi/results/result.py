@@ -43,6 +43,10 @@ class Result(NamedTuple):
     ledger: Ledger
     slots: SlotCosts | None = None
 
+    def with_seconds(self, seconds: float) -> "Result":
+        """The result with another time in its ledger."""
+        return self._replace(ledger=self.ledger._replace(seconds=seconds))
+
     @property
     def texts(self) -> list[str]:
         """Generated text of each particle."""

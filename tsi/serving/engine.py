@@ -252,11 +252,8 @@ class ServedEngine(BaseEngine):
         run = EngineRun(
             problems, make, 1, sizes, outcomes, (lengths, lengths), progress
         )
-
-        def note() -> None:
-            self.report = run.report([None])
-
-        return run.results(note)
+        record = self._recorder()
+        return run.results(lambda: record(run.report([None])))
 
     def encode_problem(self, problem: Problem) -> list[int]:
         """See :class:`tsi.engine.base.BaseEngine`."""

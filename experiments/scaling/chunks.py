@@ -1,0 +1,103 @@
+"""The results of a batch are graded and written in chunks, while the batch runs.
+
+A chunk is written when it has as many problems as the engine runs at once, or when some
+problem has waited for `SECONDS`. A kill costs the problems that have not been written.
+"""
+
+import threading
+import time
+
+import jax
+
+from tsi.experiments.plans.cell import Cell
+from tsi.experiments.plans.methods import get_method
+from tsi.experiments.plans.plan import Batch
+from tsi.experiments.plans.run_method import stream_method
+from tsi.experiments.rows.row_writer import BackgroundWriter
+from tsi.experiments.scaling.progress import Progress
+from tsi.experiments.worlds.world import World
+from tsi.results.result import Result
+
+SECONDS = 10.0
+"""How long the result of a problem may wait for others."""
+
+
+class Chunks:
+    """Writes the results of a batch; what is left is written when the context ends.
+
+    Args:
+        batch: a call of the engine.
+        missing: cells without a row.
+        background: writes rows.
+        bar: shows what has been written.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        missing: set[Cell],
+        background: BackgroundWriter,
+        bar: Progress,
+    ) -> None:
+        self._batch, self._missing = batch, missing
+        self._background, self._bar = background, bar
+        self._results: list[Result] = []
+        self._oldest, self._lock = 0.0, threading.RLock()
+        self._in_rounds = get_method(batch.source).rounds is not None
+
+    def run(self, world: World) -> None:
+        """Run the problems of the batch that lack a row.
+
+        Raises:
+            ProblemError: some problems failed; raised after all others have ended.
+            ResultsError: the system cannot write.
+            Stopped: a signal came.
+        """
+        batch = self._batch
+        stream = stream_method(
+            world,
+            batch.source,
+            jax.random.key(batch.seed),
+            [problem for problem in batch.problems if self._lacks_row(problem.id)],
+            batch.num_particles,
+            progress=lambda _: self._write_if_due(),
+        )
+        for result in stream:
+            with self._lock:
+                if not self._results:
+                    self._oldest = time.monotonic()
+                self._results.append(result)
+                self._write_if_due()
+
+    def _lacks_row(self, problem: int | str) -> bool:
+        batch, missing = self._batch, self._missing
+        return any(
+            Cell(method, budget, batch.seed, problem) in missing
+            for method, budget in batch.outcomes
+        )
+
+    def _write_if_due(self) -> None:
+        # With several groups of devices, progress is told by their threads.
+        with self._lock:
+            waited = time.monotonic() - self._oldest
+            is_full = len(self._results) >= self._batch.at_once
+            if self._results and (is_full or waited > SECONDS):
+                self._write()
+
+    def _write(self) -> None:
+        results, self._results = self._results, []
+        if not self._in_rounds:
+            # These problems ran together, so each gets an equal share of the time.
+            share = sum(result.ledger.seconds for result in results) / len(results)
+            results = [result.with_seconds(share) for result in results]
+        places = {problem.id: i for i, problem in enumerate(self._batch.problems)}
+        results.sort(key=lambda result: places[result.problem_id])
+        self._background.write(self._batch, results, self._missing)
+        self._bar.advance(results)
+
+    def __enter__(self) -> "Chunks":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._results:
+            self._write()
