@@ -1,5 +1,7 @@
 """Rows are written while a batch runs, and none is lost when it is interrupted."""
 
+import signal
+
 import pytest
 from fake_world import FakeEngine, fake_world
 
@@ -8,6 +10,7 @@ from tsi.experiments.plans.plan import batches, make_plan
 from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling import chunks
 from tsi.experiments.scaling.scale import run_plan
+from tsi.results.result import Result
 
 PLAN = make_plan(["smc"], [4], 1)
 
@@ -136,3 +139,19 @@ def test_problems_of_a_chunk_share_its_seconds_equally(tmp_path, monkeypatch):
     run_plan(PLAN, fake_world(6, rows=8), path, progress=False)
     found = sorted(row["seconds"] for row in read_rows(path).values())
     assert found == [1.5, 1.5, 3.5, 3.5, 5.5, 5.5]
+
+
+def test_a_signal_while_results_are_handed_over_loses_none(tmp_path, monkeypatch):
+    real, sent = Result.with_seconds, []
+
+    def with_seconds(result, seconds):
+        if not sent:
+            sent.append(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return real(result, seconds)
+
+    monkeypatch.setattr(Result, "with_seconds", with_seconds)
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(Stopped):
+        run_plan(PLAN, fake_world(6, rows=8), path, progress=False)
+    assert len(read_rows(path)) == 2

@@ -9,6 +9,7 @@ import time
 
 import jax
 
+from tsi.engine.interruption import delay_signals
 from tsi.experiments.plans.cell import Cell
 from tsi.experiments.plans.methods import get_method
 from tsi.experiments.plans.plan import Batch
@@ -85,6 +86,11 @@ class Chunks:
                 self._write()
 
     def _write(self) -> None:
+        # A signal between these lines would lose the results.
+        with delay_signals():
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         results, self._results = self._results, []
         if not self._in_rounds:
             # These problems ran together, so each gets an equal share of the time.
