@@ -1,7 +1,7 @@
 """One method on some problems, with its settings in the list of methods."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from tsi.engine.adaptive import run_rounds
@@ -64,7 +64,7 @@ def stream_method(
     *,
     temperature: float | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Run a method, and yield each result as its problem ends.
 
     The results of a method in rounds come when the last of its problems has ended.

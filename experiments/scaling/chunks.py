@@ -4,6 +4,7 @@ A chunk is written when it has as many problems as the engine runs at once, or w
 problem has waited for `SECONDS`. A kill costs the problems that have not been written.
 """
 
+import contextlib
 import threading
 import time
 
@@ -63,12 +64,14 @@ class Chunks:
             batch.num_particles,
             progress=lambda _: self._write_if_due(),
         )
-        for result in stream:
-            with self._lock:
-                if not self._results:
-                    self._oldest = time.monotonic()
-                self._results.append(result)
-                self._write_if_due()
+        # An error of the writer stops the engine, too.
+        with contextlib.closing(stream):
+            for result in stream:
+                with self._lock:
+                    if not self._results:
+                        self._oldest = time.monotonic()
+                    self._results.append(result)
+                    self._write_if_due()
 
     def _lacks_row(self, problem: int | str) -> bool:
         batch, missing = self._batch, self._missing
