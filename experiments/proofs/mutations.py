@@ -33,7 +33,7 @@ no target. The table gives the reason in these cases.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,8 +152,14 @@ def find_reason(name: str, claim: Claim, mistake: str) -> str | None:
         return "no weights to reset"
     if mistake in ABOUT_REWARDS and name in NO_REWARD:
         return "no reward"
-    if mistake in ABOUT_KEYS and not _uses_key(sampler, claim.num_particles):
+    # A key that is only split has no effect.
+    uses = (
+        ("random_bits",) if mistake == "late key" else ("random_bits", "random_split")
+    )
+    if mistake in ABOUT_KEYS and not _uses_key(sampler, claim.num_particles, uses):
         return "draws nothing"
+    if mistake == "floored correction" and getattr(sampler, "power", 1.0) != 1.0:
+        return "log p is -inf as well"
     return _find_weight_reason(name, sampler, mistake)
 
 
@@ -198,8 +204,10 @@ def _find_population(sampler: Sampler | Explorer, num_particles: int) -> Any:
     return populations[0] if populations else None
 
 
-def _uses_key(sampler: Sampler | Explorer, num_particles: int) -> bool:
-    """Whether `ask` or `tell` uses its key."""
+def _uses_key(
+    sampler: Sampler | Explorer, num_particles: int, uses: Sequence[str]
+) -> bool:
+    """Whether `ask` or `tell` uses its key in one of these ways."""
     explores = isinstance(sampler, Explorer)
     limit = (4,) if explores else ()
 
@@ -218,8 +226,7 @@ def _uses_key(sampler: Sampler | Explorer, num_particles: int) -> bool:
         return ask, tell
 
     return any(
-        "random_bits" in str(j) or "random_split" in str(j)
-        for j in turn(jax.random.key(0))
+        use in str(program) for program in turn(jax.random.key(0)) for use in uses
     )
 
 

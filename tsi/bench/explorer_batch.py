@@ -110,8 +110,10 @@ def _programs(
 class World:
     """Synthetic replies of one problem, and which of its prefixes have finished."""
 
-    def __init__(self, plan: Plan, kind: str, seed: int) -> None:
-        self.kind = kind
+    def __init__(
+        self, plan: Plan, kind: str, seed: int, max_steps: int = MAX_STEPS
+    ) -> None:
+        self.kind, self.max_steps = kind, max_steps
         self.random = np.random.default_rng(seed)
         self.depths = np.zeros(plan.stored, np.int32)
         self.ended = np.zeros(plan.stored, bool)
@@ -137,7 +139,7 @@ class World:
             ends = np.where(sources >= 0, is_whole, ends)
         if self.kind == SHORT:
             ends = np.ones(size, bool)
-        ended = ended | (takes_step & (ends | (depths >= MAX_STEPS)))
+        ended = ended | (takes_step & (ends | (depths >= self.max_steps)))
         is_stored = (slots >= 0) & (slots <= last)
         self.depths[slots[is_stored]], self.ended[slots[is_stored]] = (
             depths[is_stored],

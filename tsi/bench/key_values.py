@@ -20,10 +20,10 @@ from tsi.bench.source_lines import own_files, relative_path
 from tsi.explorer import Explorer
 from tsi.sampler import Sampler
 
-MAX_STEPS, MAX_TURNS = 4, 24
-"""Steps of an explorer's paths, and the maximum number of turns of an explorer."""
 NUM_TURNS = 12
-"""Of a sampler: mistakes may begin at a later step."""
+"""Of a sampler, and steps of an explorer's paths, since mistakes may begin late."""
+MAX_TURNS = 24
+"""Of an explorer."""
 
 
 class Use(NamedTuple):
@@ -123,9 +123,9 @@ def _run_sampler(
 def _run_explorer(
     explorer: Explorer, num_particles: int, key: Key[Array, ""], record: _KeyRecord
 ) -> None:
-    call = _RecordedFunctions(explorer, record, num_particles, MAX_STEPS)
-    plan = explorer.plan(num_particles, MAX_STEPS)
-    world = World(plan, ORDINARY, 0)
+    call = _RecordedFunctions(explorer, record, num_particles, NUM_TURNS)
+    plan = explorer.plan(num_particles, NUM_TURNS)
+    world = World(plan, ORDINARY, 0, NUM_TURNS)
     keys = jax.random.split(key, 2 * MAX_TURNS + 1)
     state = call("init", 0, keys[0])
     for turn in range(min(plan.turns, MAX_TURNS)):

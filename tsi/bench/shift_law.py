@@ -34,6 +34,8 @@ from tsi.sampler import Sampler
 from tsi.targets.tabular import TabularTarget
 
 NEAR, FAR = (10.0, -300.0, 300.0), (20_000.0, -20_000.0)
+NEAR_FOR_POWERS = (10.0, -64.0, 64.0)
+"""Shifts of log p for targets with a power of p."""
 TAIL = -1024.0
 """Added to the tables if their paths do not gain the same; a multiple of 1/64."""
 PROBE = 64.0
@@ -250,7 +252,7 @@ def _find_change_of_policy(programs: Programs, key: Key[Array, ""]) -> str:
     claims = (sampler.path_log_weight, *getattr(sampler, "auxiliary", ()))
     num_measures = sum(claim is not None for claim in claims)
     # With a power, log p itself is a part of weights, and its sums are rounded.
-    shifts = [*NEAR, *FAR] if power == 1.0 else [min(NEAR, key=abs)]
+    shifts = [*NEAR, *FAR] if power == 1.0 else NEAR_FOR_POWERS
     gain = num_measures * power * target.max_steps
     return _find_change(programs, target, scale_policy, gain, shifts, key)
 
@@ -270,7 +272,7 @@ def _find_change(
     """
     before = jax.device_get(programs.first_call(target, key))
     for shift in shifts:
-        allowed = NEAR_TOLERANCE if shift in NEAR else FAR_TOLERANCE
+        allowed = FAR_TOLERANCE if shift in FAR else NEAR_TOLERANCE
         after = jax.device_get(programs.first_call(change(target, shift), key))
         differences = difference(before, after, gain * shift)
         what = f"{shift:+g} on all {{}}"
