@@ -147,6 +147,26 @@ def test_what_cannot_be_got_wrong_is_said_with_its_reason():
     assert apply_mistake("quest", "weights not reset").reason == "no weights to reset"
     assert apply_mistake("quest", NAIVE_SUM).reason == "no scheme to choose"
     assert apply_mistake("self_consistency", "counts of 0").reason == "no reward"
+    # Its key is split, and no number is drawn with the parts.
+    assert apply_mistake("dvts", "late key").reason == "draws nothing"
+    floored = apply_mistake("power_smc", "floored correction")
+    assert floored.reason == "log p is -inf as well"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "mistake", "promise"),
+    [
+        ("finished_branch_smc", "late key", "keys"),
+        ("power_sampling_released", "late key", "keys"),
+        ("power_smc", "clipped correction", "shift"),
+        ("power_sampling", "clipped correction", "shift"),
+    ],
+)
+def test_late_keys_of_explorers_and_corrections_beside_a_power_are_checked(
+    name, mistake, promise
+):
+    assert apply_mistake(name, mistake, 400).caught_by == promise
 
 
 @pytest.mark.slow
