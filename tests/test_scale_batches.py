@@ -1,4 +1,4 @@
-"""How a plan is cut into batches that the engine takes at once."""
+"""How a plan is divided into calls of the engine."""
 
 from fake_world import fake_world
 
@@ -15,8 +15,9 @@ METHODS = (
 )
 
 
-def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once():
+def test_a_call_has_all_problems_and_one_in_rounds_what_the_engine_takes_at_once():
     world = fake_world(17, rows=24)
+    in_rounds = 0
     for batch in batches(make_plan(METHODS, (1, 2, 4, 8), 2), world):
         rows, method = batch.num_particles, get_method(batch.source)
         sampler = sampler_of(batch.source, world.max_steps)
@@ -24,36 +25,44 @@ def test_blocks_are_what_the_engine_takes_at_once_and_cover_every_problem_once()
             rows = sampler.plan(rows, world.max_steps).rows
         if method.rounds is not None:
             rows = method.rounds(rows).size
-        assert len(batch.problems) <= max(1, 24 // rows)
+        assert batch.at_once <= max(1, 24 // rows)
+        if method.rounds is None:
+            assert len(batch.problems) == 17
+        else:
+            in_rounds += 1
+            assert len(batch.problems) <= batch.at_once
+    assert in_rounds > 2
     assert block_size(400, 2048 // 64) == 31
     assert block_size(5, 1) == 1
-    for name in ("beam_search", "weighted_best_of_n"):
+    for name in ("beam_search", "weighted_best_of_n", "adaptive_consistency"):
         covered = [
             problem.id
             for batch in batches(make_plan(METHODS, (8,), 1), world)
             if batch.source == name
             for problem in batch.problems
         ]
-        assert covered == list(range(17))
+        assert covered == list(range(17)), name
 
 
-def test_problems_of_like_length_share_a_batch():
-    world = fake_world(120)
-    plan = make_plan(("beam_search",), (8,), 1)
-    sizes = [
-        {len(problem.prompt) for problem in batch.problems}
-        for batch in batches(plan, world)
-    ]
-    # Ten prompts of four letters, ninety of five, twenty of six, in blocks of five.
-    assert all(len(lengths) == 1 for lengths in sizes)
+def test_problems_of_like_length_start_together():
+    (batch,) = batches(make_plan(("beam_search",), (8,), 1), fake_world(120))
+    lengths = [len(problem.prompt) for problem in batch.problems]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 1
 
 
-def test_blocks_have_sizes_as_equal_as_can_be(tmp_path):
-    world = fake_world(17)
+def test_blocks_of_rounds_have_sizes_as_equal_as_can_be(tmp_path):
+    world = fake_world(17, rows=40)
+    (first, *others) = batches(make_plan(("adaptive_consistency",), (8,), 2), world)
+    sizes = [len(batch.problems) for batch in (first, *others)]
+    assert sum(sizes) == 34
+    assert max(sizes) - min(sizes[:-1]) <= 1
+    assert block_size(17, 5) == 5
     run_plan(
         make_plan(("beam_search",), (8,), 2),
         world,
         tmp_path / "rows.jsonl",
         progress=False,
     )
+    # The fake engine takes five problems at once, from one call of 17.
     assert [len(ids) for *_, ids in world.engine.calls] == [5, 5, 5, 2] * 2
