@@ -174,7 +174,8 @@ def _find_weight_reason(
         return "no mean that it shows"
     if mistake in CHANGES:
         scores = np.arange(-200.0, 200.0, 1 / 64)
-        change = log_weights_of(sampler, CHANGES[mistake](scores))
+        changed = np.asarray(CHANGES[mistake](scores))
+        change = log_weights_of(sampler, changed)
         if np.abs(change - log_weights_of(sampler, scores)).max() < SMALLEST_CHANGE:
             return f"changes no weight by {100 * SMALLEST_CHANGE:g} %"
     if mistake == "light dropped":
