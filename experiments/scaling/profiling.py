@@ -1,6 +1,7 @@
 """`tsi profile`: where the time and the memory of a run go."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ NAMES = {
 class Recorder:
     """An engine that times each program of its runs and keeps their reports.
 
-    A method that runs in rounds calls the engine several times.
+    A method that runs in rounds calls `run` several times; all others call `stream`.
 
     Attributes:
         reports: of all runs so far.
+
+    Args:
+        engine: runs the methods.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -43,9 +47,20 @@ class Recorder:
         return getattr(self._engine, name)
 
     def run(self, *arguments: Any, **settings: Any) -> list[Result]:
-        """Run the engine and return its results."""
-        try:
+        """Run the engine and return its results; arguments are those of the engine."""
+        with self._record():
             return self._engine.run(*arguments, **settings, exact=True)
+
+    def stream(self, *arguments: Any, **settings: Any) -> Iterator[Result]:
+        """Run the engine and yield each result; arguments are those of the engine."""
+        with self._record():
+            yield from self._engine.stream(*arguments, **settings, exact=True)
+
+    @contextlib.contextmanager
+    def _record(self) -> Iterator[None]:
+        """A context that keeps the report of the engine's run in it."""
+        try:
+            yield
         finally:
             if self._engine.report is not None:
                 self.reports.append(self._engine.report)
