@@ -8,7 +8,7 @@ from tsi.engine.adaptive import run_rounds
 from tsi.engine.engine_run import collect
 from tsi.engine.meters.report import Progress
 from tsi.errors import ConfigurationError, ProblemError, Stopped
-from tsi.experiments.plans.methods import get_method, sampler_of
+from tsi.experiments.plans.methods import Method, get_method, sampler_of
 from tsi.experiments.worlds.world import World
 from tsi.problem import Problem
 from tsi.results.build import price_without_reward
@@ -29,8 +29,8 @@ def run_method(
     """Run a method with its own temperatures, rounds and costs.
 
     Args:
-        world: see `stream_method`, as for all others.
-        name, key, problems, num_particles, temperature, progress: see there.
+        world, name, key, problems, num_particles, temperature, progress: see
+            `stream_method`.
 
     Returns:
         One result per problem, in order.
@@ -50,9 +50,11 @@ def run_method(
         temperature=temperature,
         progress=progress,
     )
-    # Each round has shared its own time among the problems that took part in it.
-    is_shared = get_method(name).rounds is not None
-    return collect(stream, problems, None if is_shared else start_time)
+    method = get_method(name)
+    # Each round has shared its own time among the problems that took part in it. The
+    # seconds of a method without the reward stay NaN, since the engine evaluates it.
+    has_seconds = method.rounds is not None or is_priced_without_reward(method)
+    return collect(stream, problems, None if has_seconds else start_time)
 
 
 def stream_method(
@@ -67,7 +69,8 @@ def stream_method(
 ) -> Generator[Result, None, None]:
     """Run a method, and yield each result as its problem ends.
 
-    The results of a method in rounds come when the last of its problems has ended.
+    The results of a method in rounds come when the last of its problems has ended. The
+    run starts, and arguments are checked, when the first result is requested.
 
     Args:
         world: a task with its models.
@@ -112,11 +115,21 @@ def stream_method(
     if factor is not None:
         base = world.settings["temperature"] if temperature is None else temperature
         settings["proposal_temperature"] = base * factor
-    is_free = not (
-        method.reads_reward or method.never_resamples or method.is_deterministic
-    )
     estimand = estimand_of(sampler, reads_reward=method.reads_reward)
     stream = world.engine.stream(sampler, key, problems, num_particles, **settings)
     for result in stream:
         result = result._replace(estimand=estimand)
-        yield price_without_reward(result) if is_free else result
+        if is_priced_without_reward(method):
+            result = price_without_reward(result)
+        yield result
+
+
+def is_priced_without_reward(method: Method) -> bool:
+    """Whether the cost of a run leaves out the reward, which the method never reads.
+
+    Methods that never resample or are deterministic are priced from the run of their
+    rows, by :func:`tsi.experiments.plans.shared_rollouts.first_rollouts`.
+    """
+    return not (
+        method.reads_reward or method.never_resamples or method.is_deterministic
+    )
