@@ -106,17 +106,22 @@ def contrast(
         state, particles, info = turn(
             sampler, twisted, key_steps, t, state, particles, twisted_params
         )
-        live = ~twisted.finished(particles)
+        is_unfinished = ~twisted.finished(particles)
         features = twist.features(t, particles.particles, params)
         # The features of a finished particle are arbitrary and may be NaN.
-        features = jnp.where(live[:, None], features, 0.0)
+        features = jnp.where(is_unfinished[:, None], features, 0.0)
         current_weights = jnp.exp(state.log_weights) / num_particles
-        return (state, particles), (features, current_weights, live, info.ancestors)
+        return (state, particles), (
+            features,
+            current_weights,
+            is_unfinished,
+            info.ancestors,
+        )
 
     def step_backwards(weights: Array, ancestors: Array) -> tuple[Array, Array]:
         return jnp.zeros_like(weights).at[ancestors].add(weights), weights
 
-    (state, _), (features, current_weights, live, ancestors) = jax.lax.scan(
+    (state, _), (features, current_weights, is_unfinished, ancestors) = jax.lax.scan(
         step_forwards,
         (state, particles),
         jnp.arange(twisted.max_steps, dtype=jnp.int32),
@@ -124,7 +129,7 @@ def contrast(
     _, final_weights = jax.lax.scan(
         step_backwards, current_weights[-1], ancestors, reverse=True
     )
-    has_contrast = live & (state.log_evidence > -jnp.inf)
+    has_contrast = is_unfinished & (state.log_evidence > -jnp.inf)
     weights = jnp.where(has_contrast, final_weights - current_weights, 0.0)
     return Contrast(features, weights, state.log_evidence)
 

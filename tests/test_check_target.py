@@ -69,7 +69,7 @@ def test_a_language_model_as_a_target_keeps_every_promise():
 
 def test_a_target_that_refuses_to_repeat_says_why():
     params = tiny.params("hello")._replace(proposal_temperature=jnp.float32(1.5))
-    reason = Walker(tiny.target(), params, None).why_no_replay
+    reason = Walker(tiny.target(), params, None).replay_refusal
     assert "proposal_temperature" in reason
 
 

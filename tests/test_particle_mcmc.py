@@ -111,7 +111,7 @@ def test_the_sample_describes_the_reference():
     state = tsi.run(explorer, target, jax.random.key(3), 4).state
     sample = state.sample
     score = samplers.product().path_log_weight(
-        state.reference.log_potentials, state.reference.live
+        state.reference.log_potentials, state.reference.step_mask
     )
     assert float(sample.log_density) == pytest.approx(
         float(score + sample.log_prob), abs=1e-5

@@ -58,9 +58,9 @@ class Sampler(NamedTuple):
             (state, info)`. The numbers of a particle that had finished before this step
             are ignored.
         path_log_weight: the target of the sampler. Maps the log potentials of a path
-            [..., T] and the mask of its live steps [..., T] (true up to and including
-            the step that finished) to the path's log weight [...]. The target density
-            is p(path) exp(path_log_weight). None for a method without a target (beam
+            [..., T] and its step mask [..., T] (true up to and including the step that
+            finished) to the path's log weight [...]. The target density is
+            p(path) exp(path_log_weight). None for a method without a target (beam
             search, DVTS, REBASE).
         select: how one answer is chosen: "posterior", "argmax", "vote" or
             "weighted_vote".

@@ -80,7 +80,9 @@ def log_past_weights(
         step: t.
         score: s.
     """
-    future = state.joined.live & (jnp.arange(state.joined.log_probs.shape[-1]) >= step)
+    future = state.joined.step_mask & (
+        jnp.arange(state.joined.log_probs.shape[-1]) >= step
+    )
     log_p = jnp.sum(jnp.where(future, state.joined.log_probs, 0.0), axis=-1)
     gain = log_density(state.joined, score) - log_density(pasts, score)
     alive = state.possible & (log_weights > -jnp.inf)

@@ -30,8 +30,8 @@ class PathRecord(NamedTuple):
     log_probs: Float[Array, "*batch T"]
 
     @property
-    def live(self) -> Bool[Array, "*batch T"]:
-        """Which steps have been taken."""
+    def step_mask(self) -> Bool[Array, "*batch T"]:
+        """Which steps have been taken, true up to `length`."""
         steps = jnp.arange(self.log_potentials.shape[-1])
         return steps < self.length[..., None]
 
@@ -93,12 +93,12 @@ def log_density(
     record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
 ) -> Float[Array, "*batch"]:
     """log of p(x)^power exp(path_log_weight(x)); NaN and +inf as -inf."""
-    live = record.live
-    score = sanitise(path_log_weight(record.log_potentials, live))
+    step_mask = record.step_mask
+    score = sanitise(path_log_weight(record.log_potentials, step_mask))
     if power == 1.0:
         # Needs no log p, which a target without `log_prob` does not report.
         return score
-    log_p = jnp.sum(jnp.where(live, record.log_probs, 0.0), axis=-1)
+    log_p = jnp.sum(jnp.where(step_mask, record.log_probs, 0.0), axis=-1)
     return sanitise(score + (power - 1.0) * log_p)
 
 
@@ -110,7 +110,7 @@ def log_importance(
     Returns:
         Log weights minus their common offset, [C], and that offset.
     """
-    relative, largest = centre(path_log_weight(record.log_potentials, record.live))
+    relative, largest = centre(path_log_weight(record.log_potentials, record.step_mask))
     rest = log_p_over_q(record, power, jnp.zeros_like(record.length))
     return sanitise(relative + rest), largest
 
@@ -136,7 +136,8 @@ def log_ratio(
         [C]; +inf if pi(old) is zero, so that every move from there is accepted.
     """
     score_new, score_old = (
-        sanitise(path_log_weight(path.log_potentials, path.live)) for path in (new, old)
+        sanitise(path_log_weight(path.log_potentials, path.step_mask))
+        for path in (new, old)
     )
     rest_new, rest_old = (log_p_over_q(path, power, start) for path in (new, old))
     # Scores may be in the thousands. Their difference is exact, but a sum of a score
@@ -155,12 +156,12 @@ def log_p_over_q(
 ) -> Float[Array, "C"]:
     """log p^power - log q of the steps after `start`, plus (power - 1) log p before."""
     steps = jnp.arange(record.log_potentials.shape[-1])
-    new = record.live & (steps >= start[..., None])
+    new = record.step_mask & (steps >= start[..., None])
     corrections = jnp.sum(jnp.where(new, record.log_corrections, 0.0), axis=-1)
     if power == 1.0:
         # Needs no log p, which a target without `log_prob` does not report.
         return sanitise(corrections)
-    log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
+    log_p = jnp.sum(jnp.where(record.step_mask, record.log_probs, 0.0), axis=-1)
     return sanitise(corrections + (power - 1.0) * log_p)
 
 
@@ -168,7 +169,7 @@ def summarise(
     record: PathRecord, path_log_weight: Callable[..., Array], power: float = 1.0
 ) -> ChainSample:
     """Summarise paths under the target p(x)^power exp(path_log_weight(x))."""
-    log_p = jnp.sum(jnp.where(record.live, record.log_probs, 0.0), axis=-1)
+    log_p = jnp.sum(jnp.where(record.step_mask, record.log_probs, 0.0), axis=-1)
     last = jnp.maximum(record.length - 1, 0)[..., None]
     potential = jnp.take_along_axis(record.log_potentials, last, axis=-1)[..., 0]
     density = log_density(record, path_log_weight, power) + log_p

@@ -138,12 +138,12 @@ def weigh_population(
     # Models report in bfloat16, or in float32 even under x64.
     log_potentials = log_potentials.astype(weight_dtype())
     log_corrections = log_corrections.astype(weight_dtype())
-    live = ~state.finished
-    corrections = jnp.where(live, log_corrections, 0.0)
+    step_mask = ~state.finished
+    corrections = jnp.where(step_mask, log_corrections, 0.0)
     raw_scores = potential.transform(sanitise(log_potentials))
     # A particle without weight may have taken no step; its numbers are ignored.
     invalid = (
-        live
+        step_mask
         & (state.log_weights > -jnp.inf)
         & (
             is_invalid(log_potentials)
@@ -151,11 +151,11 @@ def weigh_population(
             | is_invalid(corrections)
         )
     )
-    scores = jnp.where(live, sanitise(raw_scores), state.log_scores)
+    scores = jnp.where(step_mask, sanitise(raw_scores), state.log_scores)
     corrections = sanitise(corrections)
     # Ratios restart if all weights have been reset.
     previous_scores = jnp.where(jnp.any(state.recovering), 0.0, state.log_scores)
-    log_factors = potential.log_factor(scores, previous_scores, live)
+    log_factors = potential.log_factor(scores, previous_scores, step_mask)
     base = state.log_base + corrections
     if potential.evidence == "none":
         base = jnp.zeros_like(base)
@@ -184,7 +184,9 @@ def weigh_population(
         log_weights=log_weights,
         log_evidence=evidence.value,
         log_evidence_rest=evidence.rest,
-        log_potentials=jnp.where(live, sanitise(log_potentials), state.log_potentials),
+        log_potentials=jnp.where(
+            step_mask, sanitise(log_potentials), state.log_potentials
+        ),
         log_scores=scores,
         log_base=base,
         finished=state.finished | finished,

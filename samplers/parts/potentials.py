@@ -76,9 +76,9 @@ class Potential(NamedTuple):
 
     Attributes:
         transform: maps log potentials to log scores.
-        log_factor: maps `(log_scores, log_scores_before, live)` to the log factor of
-            this step, [N]. `live` marks the particles that took the step; both scores
-            of the others are their last scores.
+        log_factor: maps `(log_scores, log_scores_before, step_mask)` to the log factor
+            of this step, [N]. `step_mask` marks the particles that took the step; both
+            scores of the others are their last scores.
         path_log_weight: the target, as in `tsi.sampler.Sampler`; None for a rank.
         evidence: "running": factors multiply the weights and the evidence. "terminal":
             the factor replaces the previous one, and the evidence is the mean of the
@@ -122,11 +122,11 @@ def require_running(potential: Potential, method: str) -> Potential:
     return potential
 
 
-def last_live(
-    values: Float[Array, "*batch T"], live: Bool[Array, "*batch T"]
+def last_value(
+    values: Float[Array, "*batch T"], step_mask: Bool[Array, "*batch T"]
 ) -> Float[Array, "*batch"]:
-    """The value at the last live step of each path."""
-    last = jnp.sum(live, axis=-1) - 1
+    """The value at the last step that each path has taken."""
+    last = jnp.sum(step_mask, axis=-1) - 1
     return jnp.take_along_axis(values, last[..., None], axis=-1)[..., 0]
 
 
@@ -135,12 +135,12 @@ def product(transform: str | Transform = "odds") -> Potential:
     """The score of every prefix counts: path weight prod_t f(lp_t)."""
     f = get_transform(transform)
 
-    def log_factor(scores: Array, before: Array, live: Array) -> Array:
-        return jnp.where(live, scores, 0.0)
+    def log_factor(scores: Array, before: Array, step_mask: Array) -> Array:
+        return jnp.where(step_mask, scores, 0.0)
 
-    def path_log_weight(log_potentials: Array, live: Array) -> Array:
+    def path_log_weight(log_potentials: Array, step_mask: Array) -> Array:
         scores = log_scores(f, log_potentials)
-        return jnp.sum(jnp.where(live, scores, 0.0), axis=-1)
+        return jnp.sum(jnp.where(step_mask, scores, 0.0), axis=-1)
 
     return Potential(f, log_factor, path_log_weight, "running")
 
@@ -153,19 +153,19 @@ def telescoping(transform: str | Transform = "odds") -> Potential:
     """
     f = get_transform(transform)
 
-    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+    def log_factor(scores: Array, before: Array, step_mask: Array) -> Array:
         # Scores may be in the thousands while their ratios are near one. Ratios are
         # taken first, so that weights do not inherit the rounding of scores. After a
         # recovery from zero weights the ratio restarts from f(lp_t).
         ratios = scores - jnp.where(before == -jnp.inf, 0.0, before)
         return jnp.where(scores == -jnp.inf, -jnp.inf, ratios)
 
-    def path_log_weight(log_potentials: Array, live: Array) -> Array:
+    def path_log_weight(log_potentials: Array, step_mask: Array) -> Array:
         scores = log_scores(f, log_potentials)
         # A dead path stays dead. Otherwise the target would depend on whether a
         # resampling happens between a zero and the next score.
-        dead = jnp.any(live & (scores == -jnp.inf), axis=-1)
-        return jnp.where(dead, -jnp.inf, last_live(scores, live))
+        dead = jnp.any(step_mask & (scores == -jnp.inf), axis=-1)
+        return jnp.where(dead, -jnp.inf, last_value(scores, step_mask))
 
     return Potential(f, log_factor, path_log_weight, "running")
 
@@ -175,11 +175,11 @@ def terminal(transform: str | Transform = "reward") -> Potential:
     """Only the last score counts, without resampling, as in best-of-N."""
     f = get_transform(transform)
 
-    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+    def log_factor(scores: Array, before: Array, step_mask: Array) -> Array:
         return scores
 
-    def path_log_weight(log_potentials: Array, live: Array) -> Array:
-        return last_live(log_scores(f, log_potentials), live)
+    def path_log_weight(log_potentials: Array, step_mask: Array) -> Array:
+        return last_value(log_scores(f, log_potentials), step_mask)
 
     return Potential(f, log_factor, path_log_weight, "terminal")
 
@@ -192,7 +192,7 @@ def latest(transform: str | Transform = "odds") -> Potential:
     """
     f = get_transform(transform)
 
-    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+    def log_factor(scores: Array, before: Array, step_mask: Array) -> Array:
         return scores
 
     return Potential(f, log_factor, None, "none")
@@ -202,10 +202,10 @@ def latest(transform: str | Transform = "odds") -> Potential:
 def uniform() -> Potential:
     """No score counts: the target is the policy itself."""
 
-    def log_factor(scores: Array, before: Array, live: Array) -> Array:
+    def log_factor(scores: Array, before: Array, step_mask: Array) -> Array:
         return jnp.zeros_like(scores)
 
-    def path_log_weight(log_potentials: Array, live: Array) -> Array:
+    def path_log_weight(log_potentials: Array, step_mask: Array) -> Array:
         return jnp.zeros(log_potentials.shape[:-1])
 
     return Potential(jnp.zeros_like, log_factor, path_log_weight, "running")

@@ -76,9 +76,9 @@ def temper(potential: Potential, beta: Float[Array, ""] | float) -> Potential:
     """Raise the path weight of a potential, or its rank, to the power beta > 0."""
     score = potential.path_log_weight
 
-    def path_log_weight(log_potentials: Array, live: Array) -> Array:
+    def path_log_weight(log_potentials: Array, step_mask: Array) -> Array:
         assert score is not None  # for the type checker
-        return beta * score(log_potentials, live)
+        return beta * score(log_potentials, step_mask)
 
     return potential._replace(
         power=beta * potential.power,

@@ -312,7 +312,7 @@ def tempered_explorer(
         """Weight the particles for the next target; draw ancestors of its chains."""
         chains, level = state.cut.shape[0], jnp.minimum(state.level, num_levels - 1)
         records = state.records
-        scores = sanitise(score(records.log_potentials, records.live))
+        scores = sanitise(score(records.log_potentials, records.step_mask))
         no_steps = jnp.zeros_like(records.length)
         log_rest = jnp.where(level == 0, log_p_over_q(records, 1.0, no_steps), 0.0)
         lower = jnp.where(level == 0, 0.0, state.exponents[jnp.maximum(level - 1, 0)])

@@ -11,9 +11,9 @@ The object has an attribute `log_evidence`, the logarithm of
 and optionally `features` and `means`: functions of a particle and their means under
 p(x)^power exp(path_log_weight(x)) / Z. `features(particles)` returns [..., N, G] for
 particles with leading axes [..., N], and `means` are [G], none of them zero.
-`path_log_weight` maps log potentials [..., T] and the mask of live steps [..., T] to
-[...], as in `tsi.sampler.Sampler`. If a target has an attribute `params`, it is passed
-to its methods.
+`path_log_weight` maps log potentials [..., T] and the step mask [..., T] to [...], as
+in `tsi.sampler.Sampler`. If a target has an attribute `params`, it is passed to its
+methods.
 
 `TabularTarget` and `LinearGaussianTarget` are such targets; their features are built
 in.

@@ -125,14 +125,14 @@ def gain_of_paths(
     None if it differs between paths, or is not proportional to the number added.
     """
     symbols, _ = target.paths()
-    live = symbols >= 0
+    step_mask = symbols >= 0
     table = target.log_potentials[np.arange(target.max_steps), symbols]
-    possible = np.all(np.isfinite(table) | ~live, axis=1)
-    live, scores = live[possible], np.where(live, table, 0.0)[possible]
+    possible = np.all(np.isfinite(table) | ~step_mask, axis=1)
+    step_mask, scores = step_mask[possible], np.where(step_mask, table, 0.0)[possible]
 
     def weights(shift: float) -> np.ndarray:
-        shifted = jnp.asarray(scores + shift * live, jnp.float32)
-        return np.asarray(path_log_weight(shifted, jnp.asarray(live)), np.float64)
+        shifted = jnp.asarray(scores + shift * step_mask, jnp.float32)
+        return np.asarray(path_log_weight(shifted, jnp.asarray(step_mask)), np.float64)
 
     at_zero = weights(0.0)
     gains = [(weights(c) - at_zero) / c for c in (PROBE, -PROBE)]

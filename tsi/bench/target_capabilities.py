@@ -19,25 +19,26 @@ def _takes_step(walk: Walk, t: int) -> np.ndarray:
 def densities_check(walker: Walker, walk: Walk) -> Check:
     """Whether corrections equal the increments of the prefixes' densities."""
     if not walker.has("log_prob"):
-        if not walker.why_no_replay:
+        if not walker.replay_refusal:
             return _check_policy_proposal(walk)
         return Check("densities", None, "the target has no log_prob")
     empty = walker.target.log_prob(walk.particles[0], walker.params)
     if not agree(empty, np.zeros(len(walk.outputs[0].finished))):
         return Check("densities", False, "log_prob of an empty prefix is not zero")
     if not walker.has("log_proposal"):
-        if not walker.why_no_replay:
+        if not walker.replay_refusal:
             return _check_policy_proposal(walk)
         return Check("densities", None, "the target has no log_proposal")
     excess = np.zeros(len(walk.outputs[0].finished))
     for t, outputs in enumerate(walk.outputs):
         difference = np.asarray(outputs.log_probs) - np.asarray(outputs.log_proposals)
-        live = _takes_step(walk, t)
+        step_mask = _takes_step(walk, t)
         if not agree(
-            (difference - excess)[live], np.asarray(outputs.log_corrections)[live]
+            (difference - excess)[step_mask],
+            np.asarray(outputs.log_corrections)[step_mask],
         ):
             errors = np.abs(
-                np.where(live, difference - excess - outputs.log_corrections, 0.0)
+                np.where(step_mask, difference - excess - outputs.log_corrections, 0.0)
             )
             detail = (
                 f"step {t} reports log p - log q and log_prob - log_proposal gains "
@@ -85,8 +86,8 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
         return Check("truncate", False, detail)
     for depth in range(steps):
         cut = truncate(whole, jnp.full(size, depth, jnp.int32), params)
-        live = _takes_step(walk, depth)
-        if np.asarray(target.finished(cut))[live].any():
+        step_mask = _takes_step(walk, depth)
+        if np.asarray(target.finished(cut))[step_mask].any():
             detail = f"a prefix that was cut back to {depth} steps is finished"
             return Check("truncate", False, detail)
         if depth:
@@ -94,13 +95,13 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
             after = walker.evaluate(depth - 1, cut, jnp.zeros(size))
             for name in ("log_potentials", "log_probs", "log_proposals"):
                 new, old = np.asarray(getattr(after, name)), getattr(before, name)
-                if not agree(new[live], np.asarray(old)[live]):
+                if not agree(new[step_mask], np.asarray(old)[step_mask]):
                     detail = f"{name} of a prefix cut back to {depth} steps"
                     return Check("truncate", False, f"{detail} are not what they were")
         _, next_outputs = walker.step(walker.key_of(key, depth), depth, cut)
         for name, values in next_outputs._asdict().items():
             old = np.asarray(getattr(walk.outputs[depth], name))
-            if not agree(np.asarray(values)[live], old[live]):
+            if not agree(np.asarray(values)[step_mask], old[step_mask]):
                 detail = f"a prefix cut back to {depth} steps goes on otherwise: {name}"
                 return Check("truncate", False, f"{detail} differ under the same key")
     return Check("truncate", True, "a prefix that is cut back is what it was")
@@ -108,8 +109,8 @@ def truncate_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -
 
 def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Check:
     """Whether repeating the steps of prefixes gives the same prefixes."""
-    if walker.why_no_replay:
-        return Check("replay", None, walker.why_no_replay)
+    if walker.replay_refusal:
+        return Check("replay", None, walker.replay_refusal)
     target, params = walker.target, walker.params
     replay = jax.jit(target.replay)
     # Each row repeats the steps of another row, from an empty prefix.
@@ -119,19 +120,19 @@ def replay_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> 
     for t, outputs in enumerate(walk.outputs):
         before = rows
         rows, log_probs = replay(t, rows, sources, params)
-        live = np.roll(_takes_step(walk, t), 1)
+        step_mask = np.roll(_takes_step(walk, t), 1)
         replayed = walker.evaluate(t, rows, jnp.zeros(size))
         for name in ("log_potentials", "log_probs", "log_proposals", "finished"):
             new = np.asarray(getattr(replayed, name))
             old = np.roll(np.asarray(getattr(outputs, name)), 1)
-            if not agree(new[live], old[live], 1e-3):
+            if not agree(new[step_mask], old[step_mask], 1e-3):
                 detail = f"{name} after step {t} is repeated"
                 return Check("replay", False, f"{detail} are not the source's")
         if walker.has("log_prob"):
             increments = np.asarray(replayed.log_probs) - np.asarray(
                 target.log_prob(before, params)
             )
-            if not agree(increments[live], np.asarray(log_probs)[live], 1e-3):
+            if not agree(increments[step_mask], np.asarray(log_probs)[step_mask], 1e-3):
                 detail = f"replay's log p of step {t} is not what log_prob gains by it"
                 return Check("replay", False, detail)
     return Check("replay", True, "repeated steps make the prefixes that they were")

@@ -27,7 +27,7 @@ def shapes_check(walker: Walker, key: Key[Array, ""], size: int) -> Check:
     }
     if walker.has("truncate"):
         changes["truncate"] = lambda p: target.truncate(p, places, params)
-    if not walker.why_no_replay:
+    if not walker.replay_refusal:
         changes["replay"] = lambda p: target.replay(0, p, p, params)[0]
     for name, change in changes.items():
         after = jax.eval_shape(change, before)
@@ -128,10 +128,10 @@ def own_numbers_check(
     for t, (outputs, other) in enumerate(
         zip(walk.outputs, small_walk.outputs, strict=False)
     ):
-        live = half_rows
+        rows = half_rows
         if t:
-            live = half_rows[~np.asarray(walk.outputs[t - 1].finished)[:half]]
-        name = _first_difference(outputs, other, live)
+            rows = half_rows[~np.asarray(walk.outputs[t - 1].finished)[:half]]
+        name = _first_difference(outputs, other, rows)
         if name:
             detail = (
                 f"{name} of step {t} depend on whether there are {half} particles or "
@@ -140,10 +140,10 @@ def own_numbers_check(
             return Check("own numbers", False, detail)
     for t, outputs in enumerate(walk.outputs):
         before = walk.particles[t]
-        live = np.ones(size, bool)
+        step_mask = np.ones(size, bool)
         if t:
-            live = ~np.asarray(walk.outputs[t - 1].finished)
-        for place in np.flatnonzero(live)[:2]:
+            step_mask = ~np.asarray(walk.outputs[t - 1].finished)
+        for place in np.flatnonzero(step_mask)[:2]:
             # All particles are copies of this one, which must continue as before.
             copies = walker.gather(before, jnp.full(size, place, jnp.int32))
             _, other = walker.step(walker.key_of(key, t), t, copies)
@@ -166,11 +166,13 @@ def gather_check(walker: Walker, walk: Walk, size: int) -> Check:
         expected_outputs = jax.tree.map(
             lambda values: np.asarray(values)[::-1], outputs
         )
-        live = np.ones(size, bool)
+        step_mask = np.ones(size, bool)
         if t:
-            live = ~np.asarray(walk.outputs[t - 1].finished)[::-1]
+            step_mask = ~np.asarray(walk.outputs[t - 1].finished)[::-1]
         expected_outputs = expected_outputs._replace(log_corrections=np.zeros(size))
-        name = _first_difference(expected_outputs, jax.device_get(moved_outputs), live)
+        name = _first_difference(
+            expected_outputs, jax.device_get(moved_outputs), step_mask
+        )
         if name:
             row = first_row(
                 getattr(expected_outputs, name), getattr(moved_outputs, name)
@@ -186,10 +188,10 @@ def rows_check(walker: Walker, walk: Walk, key: Key[Array, ""], size: int) -> Ch
     for t, outputs in enumerate(walk.outputs):
         step_numbers = jnp.full(size, t, jnp.int32)
         _, other = step(walker.key_of(key, t), step_numbers, walk.particles[t])
-        live = np.ones(size, bool)
+        step_mask = np.ones(size, bool)
         if t:
-            live = ~np.asarray(walk.outputs[t - 1].finished)
-        name = _first_difference(outputs, jax.device_get(other), live)
+            step_mask = ~np.asarray(walk.outputs[t - 1].finished)
+        name = _first_difference(outputs, jax.device_get(other), step_mask)
         if name:
             detail = f"{name} of step {t} differ if t is given per row"
             return Check("rows", False, detail)

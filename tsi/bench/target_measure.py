@@ -30,19 +30,19 @@ def _z(log_weights: np.ndarray) -> float:
 def _draw(
     walker: Walker, key: Key[Array, ""], num_draws: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log p - log q, log potentials and the mask of live steps, [num_draws, T] each."""
+    """log p - log q, log potentials and the step mask, [num_draws, T] each."""
     particles = walker.start(jax.random.fold_in(key, 0), num_draws)
     finished = np.zeros(num_draws, bool)
-    excess, potentials, live = [], [], []
+    excess, potentials, step_mask = [], [], []
     for t in range(walker.limit):
         particles, outputs = walker.step(walker.key_of(key, t), t, particles)
-        live.append(~finished)
+        step_mask.append(~finished)
         excess.append(np.where(finished, 0.0, np.asarray(outputs.log_corrections)))
         potentials.append(np.where(finished, 0.0, np.asarray(outputs.log_potentials)))
         finished = np.asarray(outputs.finished)
         if finished.all():
             break
-    columns = (np.stack(rows, axis=1) for rows in (excess, potentials, live))
+    columns = (np.stack(rows, axis=1) for rows in (excess, potentials, step_mask))
     return tuple(columns)  # type: ignore[return-value]
 
 
@@ -111,13 +111,13 @@ def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -
     if getattr(target, "truth", None) is None:
         return Check("truth", None, "the target has no truth")
     walker = Walker(target, params, None)
-    excess, potentials, live = _draw(walker, key, num_draws)
+    excess, potentials, step_mask = _draw(walker, key, num_draws)
     scores = []
     for name, path_log_weight in PATH_WEIGHTS.items():
         truth = truth_of(target, path_log_weight)
         if truth is None or not np.isfinite(truth.log_evidence):
             continue
-        arguments = jnp.asarray(potentials, jnp.float32), jnp.asarray(live)
+        arguments = jnp.asarray(potentials, jnp.float32), jnp.asarray(step_mask)
         log_weights = np.asarray(path_log_weight(*arguments), np.float64) + excess.sum(
             1
         )
@@ -131,16 +131,16 @@ def truth_check(target: Any, params: Any, key: Key[Array, ""], num_draws: int) -
     return Check("truth", True, ", ".join(scores))
 
 
-def _sum_of_all(log_potentials: Array, live: Array) -> Array:
-    return jnp.sum(jnp.where(live, log_potentials, 0.0), axis=-1)
+def _sum_of_all(log_potentials: Array, step_mask: Array) -> Array:
+    return jnp.sum(jnp.where(step_mask, log_potentials, 0.0), axis=-1)
 
 
-def _last_potential(log_potentials: Array, live: Array) -> Array:
-    last = jnp.sum(live, axis=-1) - 1
+def _last_potential(log_potentials: Array, step_mask: Array) -> Array:
+    last = jnp.sum(step_mask, axis=-1) - 1
     return jnp.take_along_axis(log_potentials, last[..., None], axis=-1)[..., 0]
 
 
-def _zero(log_potentials: Array, live: Array) -> Array:
+def _zero(log_potentials: Array, step_mask: Array) -> Array:
     return jnp.zeros(log_potentials.shape[:-1])
 
 

@@ -67,8 +67,8 @@ class Walker:
         return jax.jit(self.target.gather)
 
     @functools.cached_property
-    def why_no_replay(self) -> str:
-        """Why steps cannot be repeated; empty if they can."""
+    def replay_refusal(self) -> str:
+        """The reason why steps cannot be repeated; empty if they can."""
         if not self.has("replay"):
             return "the target has no replay"
         before = self.start(jax.random.key(0), 2)

@@ -173,7 +173,7 @@ class ProgramTarget:
         """Extend unfinished rows; also log p - log q and log p of the step, [N]."""
         rows = jnp.arange(particles.length.shape[0])
         t = jnp.broadcast_to(jnp.asarray(t, jnp.int32), rows.shape)
-        live = ~particles.finished
+        step_mask = ~particles.finished
         zeros = jnp.zeros(rows.shape, weight_dtype())
         before = particles.carry
         init_values = (particles.initial, particles.initial_deterministics)
@@ -188,7 +188,7 @@ class ProgramTarget:
                 draws = (sites.latents, sites.deterministics)
                 return sites.returned, draws, log_p, log_g, excess
 
-            first = live & (t == 0)
+            first = step_mask & (t == 0)
             unchanged = (before, init_values, log_p, log_g, excess)
             # Under vmap the condition is a selection, so every step runs `init_fn`.
             before, init_values, log_p, log_g, excess = jax.lax.cond(
@@ -207,14 +207,14 @@ class ProgramTarget:
             log_correction=excess + step.log_correction,
         )
         # Step T of a finished row is out of range, so it is dropped.
-        places = jnp.where(live, t, self.max_steps)
+        places = jnp.where(step_mask, t, self.max_steps)
         finished = t + 1 >= self.max_steps
         if self.end is not None:
             finished |= jax.vmap(lambda t, carry: self._has_ended(t, carry, params))(
                 t, step.carry
             )
         extended = ProgramParticles(
-            carry=where_rows(live, step.carry, particles.carry),
+            carry=where_rows(step_mask, step.carry, particles.carry),
             initial=init_values[0],
             initial_deterministics=init_values[1],
             history=jax.tree.map(
@@ -222,13 +222,13 @@ class ProgramTarget:
                 particles.history,
                 step,
             ),
-            length=jnp.where(live, t + 1, particles.length),
+            length=jnp.where(step_mask, t + 1, particles.length),
             finished=particles.finished | finished,
         )
         return (
             extended,
-            jnp.where(live, step.log_correction, 0.0),
-            jnp.where(live, step.log_prob, 0.0),
+            jnp.where(step_mask, step.log_correction, 0.0),
+            jnp.where(step_mask, step.log_prob, 0.0),
         )
 
     def _has_ended(self, t: Array, carry: Any, params: Any) -> Bool[Array, ""]:
@@ -334,8 +334,8 @@ class ProgramTarget:
     def _sum_steps(
         self, particles: ProgramParticles, values: Float[Array, "N T"]
     ) -> Float[Array, "N"]:
-        live = jnp.arange(self.max_steps) < particles.length[:, None]
-        return jnp.sum(jnp.where(live, values, 0.0), axis=1)
+        step_mask = jnp.arange(self.max_steps) < particles.length[:, None]
+        return jnp.sum(jnp.where(step_mask, values, 0.0), axis=1)
 
 
 def program_target(

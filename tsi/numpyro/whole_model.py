@@ -51,10 +51,10 @@ def model_sites(
     """
     history = particles.history
     num_steps = history.log_potential.shape[1]
-    live = jnp.arange(num_steps) < particles.length[:, None]
+    step_mask = jnp.arange(num_steps) < particles.length[:, None]
 
     def mask_leaf(leaf: Array) -> Array:
-        mask = live.reshape(*live.shape, *[1] * (leaf.ndim - 2))
+        mask = step_mask.reshape(*step_mask.shape, *[1] * (leaf.ndim - 2))
         return jnp.where(mask, leaf, jnp.zeros_like(leaf))
 
     steps = jax.tree.map(mask_leaf, {**history.latents, **history.deterministics})

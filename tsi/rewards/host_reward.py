@@ -64,12 +64,12 @@ class HostReward(Stateless):
             prepared: Any,
             solution: Int[HostArray, "R T"],
             lengths: Int[HostArray, " R"],
-            live: Bool[HostArray, " R"],
+            step_mask: Bool[HostArray, " R"],
             stopped: Bool[HostArray, " R"],
             finished: Bool[HostArray, " R"],
         ) -> Float[np.ndarray, " R"]:
             log_odds = np.zeros(lengths.shape, dtype)
-            scored = np.flatnonzero(live)
+            scored = np.flatnonzero(step_mask)
             # The rows of one problem are contiguous.
             per_problem = [len(lengths) // len(x) for x in jax.tree.leaves(prepared)]
             each = per_problem[0] if per_problem else 1

@@ -322,13 +322,13 @@ class TextReader:
         return RenderedRows(*rendered)
 
     def _render_on_host(self, *arrays: Any) -> tuple[np.ndarray, ...]:
-        text, sizes, read, lengths, solution, ends, live, stopped, finished = map(
+        text, sizes, read, lengths, solution, ends, step_mask, stopped, finished = map(
             np.asarray, arrays
         )
         tokens, end, common = read.copy(), lengths.copy(), lengths.copy()
         marks = np.zeros((len(read), self.num_marks), np.int32)
         num_marks = np.zeros(len(read), np.int32)
-        for row in np.flatnonzero(live):
+        for row in np.flatnonzero(step_mask):
             problem = row * len(text) // len(read)
             question = bytes(text[problem, : sizes[problem]]).decode("utf-8")
             steps, _ = self.steps(solution[row], ends[row], bool(finished[row]))

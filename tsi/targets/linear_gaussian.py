@@ -163,8 +163,8 @@ class LinearGaussianTarget:
         scales = jnp.where(first, self.initial_scale, self.transition_scale)
         scales = scale_factor * scales
         log_p = jax.scipy.stats.norm.logpdf(path, means, scales)
-        live = jnp.arange(self.max_steps) < particles.length[:, None]
-        return jnp.sum(jnp.where(live, log_p, 0.0), axis=1)
+        step_mask = jnp.arange(self.max_steps) < particles.length[:, None]
+        return jnp.sum(jnp.where(step_mask, log_p, 0.0), axis=1)
 
     def truncate(
         self,

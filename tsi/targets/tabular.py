@@ -373,13 +373,13 @@ class TabularTarget:
             max_steps: step limit of the run to compare with.
         """
         symbols, log_prob = self.paths(max_steps)
-        live = symbols >= 0
-        log_prob = log_prob + np.where(live, self.log_scale, 0.0).sum(1)
+        step_mask = symbols >= 0
+        log_prob = log_prob + np.where(step_mask, self.log_scale, 0.0).sum(1)
         steps = np.arange(self.max_steps)
-        log_potentials = np.where(live, self.log_potentials[steps, symbols], 0.0)
+        log_potentials = np.where(step_mask, self.log_potentials[steps, symbols], 0.0)
         log_weights = np.asarray(
             path_log_weight(
-                jnp.asarray(log_potentials, weight_dtype()), jnp.asarray(live)
+                jnp.asarray(log_potentials, weight_dtype()), jnp.asarray(step_mask)
             ),
             np.float64,
         )
