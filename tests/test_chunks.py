@@ -31,7 +31,7 @@ class Watched(FakeEngine):
 def rows_at_each_result(path, monkeypatch, *, seconds, rows):
     """Number of rows in the file before each of six results, with a running clock."""
     found, now = [], [0.0]
-    monkeypatch.setattr(chunks, "SECONDS", seconds)
+    monkeypatch.setattr(chunks, "MAX_WAIT", seconds)
     monkeypatch.setattr(chunks.time, "monotonic", lambda: now[0])
 
     def watch(place, progress):
@@ -125,7 +125,7 @@ def test_the_rows_of_other_problems_are_written_when_some_fail(tmp_path):
 
 
 def test_problems_of_a_chunk_share_its_seconds_equally(tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "SECONDS", 1e9)
+    monkeypatch.setattr(chunks, "MAX_WAIT", 1e9)
     real, given = FakeEngine.run, []
 
     def run(engine, sampler, key, problems, num_particles, **settings):

@@ -1,7 +1,7 @@
 """Results on disk: one JSON line for each (method, budget, seed, problem).
 
 Rows are appended and flushed to disk as they finish, so that a killed run, or one whose
-disk is full, loses at most the block that it was computing (`append_only.py`). An
+disk is full, loses no row that has been written (`append_only.py`). An
 incomplete last line is moved to another file with a message, and its row is computed
 again. Every row refers to its settings, which are in the file once (`row_format.py`); a
 file with other settings is refused (`settings_check.py`).
@@ -166,7 +166,7 @@ class ResultsFile:
         cells = {line.cell for line in parse_rows(self.path, self._shards.lines())}
         settings_ids = set(self._own_settings)
         block = bytearray()
-        for path, lines in self._shards.seen_lines():
+        for path, lines in self._shards.reread_lines():
             for line in parse_rows(path, lines):
                 if line.cell in cells:
                     continue

@@ -76,9 +76,9 @@ class LocalShards:
         """The shards of other processes, with their names."""
         paths = [path for _, path in [(0, self._first), *shard_paths(self._first)]]
         self._seen = [path for path in paths if path != self.path and _is_there(path)]
-        return self.seen_lines()
+        return self.reread_lines()
 
-    def seen_lines(self) -> Iterator[tuple[Place, Lines]]:
+    def reread_lines(self) -> Iterator[tuple[Place, Lines]]:
         """The shards that `other_lines` has found, read again."""
         for path in self._seen:
             orphan = self._orphans.get(path)
@@ -171,9 +171,9 @@ class RemoteShards:
                     # Another run has moved its rows to a new object.
                     if not attempts_left:
                         raise
-        return self.seen_lines()
+        return self.reread_lines()
 
-    def seen_lines(self) -> Iterator[tuple[Place, Lines]]:
+    def reread_lines(self) -> Iterator[tuple[Place, Lines]]:
         """The objects that `other_lines` has read."""
         for name, content in self._seen.items():
             lines = (line.removesuffix(b"\n") for line in io.BytesIO(content))

@@ -1,6 +1,6 @@
-"""Writes the particles and rows of a batch, in this order, while the run continues.
+"""Writes the particles and rows of ended problems, in this order, in the background.
 
-One thread grades and writes a batch while the engine works on the next one.
+One thread grades and writes results of a batch while the engine works on others.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from tsi.results.result import Result
 
 
 class RowWriter:
-    """Writes batches to a file of rows and one of particles.
+    """Writes results to a file of rows and one of particles.
 
     Args:
         world: a task with its models, which grades answers.
@@ -46,7 +46,7 @@ class RowWriter:
     def write(
         self, batch: Batch, results: Sequence[Result], missing: set[Cell]
     ) -> None:
-        """Grade and write the rows of a batch, after its particles.
+        """Grade and write the rows of some problems of a batch, after their particles.
 
         Args:
             batch: a call of the engine.
@@ -75,18 +75,18 @@ class RowWriter:
                 batch.source, world.max_steps, is_served=world.is_served
             )
             self._particles.append(records, world.settings | settings)
-        names = {x.problem_id: id_of_texts(x.particles.texts) for x in results}
+        texts_ids = {x.problem_id: id_of_texts(x.particles.texts) for x in results}
         self._results.append(
-            (cell, row | {TEXTS_ID: names[cell.problem]})
+            (cell, row | {TEXTS_ID: texts_ids[cell.problem]})
             for cell, row in rows
             if cell in missing
         )
 
 
 class BackgroundWriter:
-    """Grades and writes a batch in a thread, while the next one is computed.
+    """Grades and writes results in a thread, while others are computed.
 
-    When the context ends, for whatever reason, all given batches are written first.
+    When the context ends, for whatever reason, all given results are written first.
 
     Args:
         writer: of the run; nothing else writes to its files meanwhile.
@@ -100,21 +100,21 @@ class BackgroundWriter:
     def write(
         self, batch: Batch, results: Sequence[Result], missing: set[Cell]
     ) -> None:
-        """Begin to write a batch, and wait for the one before it.
+        """Begin to write results, and wait until the earlier ones are written.
 
         Args:
             batch, results, missing: see `RowWriter.write`.
 
         Raises:
-            ResultsError: the batch before it could not be written.
+            ResultsError: the earlier results could not be written.
         """
-        before = self._pending
+        earlier = self._pending
         with delay_signals():
             self._pending = self._executor.submit(
                 self._writer.write, batch, results, missing
             )
-        if before is not None:
-            before.result()
+        if earlier is not None:
+            earlier.result()
 
     def __enter__(self) -> "BackgroundWriter":
         return self

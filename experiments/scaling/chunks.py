@@ -1,7 +1,8 @@
 """The results of a batch are graded and written in chunks, while the batch runs.
 
-A chunk is written when it has as many problems as the engine runs at once, or when some
-problem has waited for `SECONDS`. A kill costs the problems that have not been written.
+A chunk is written when it has as many problems as the engine runs at once, or when its
+first problem has waited for `MAX_WAIT`. A kill costs the problems that have not been
+written.
 """
 
 import contextlib
@@ -20,18 +21,18 @@ from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.worlds.world import World
 from tsi.results.result import Result
 
-SECONDS = 10.0
-"""How long the result of a problem may wait for others."""
+MAX_WAIT = 10.0
+"""Seconds that the result of a problem may wait for others."""
 
 
 class Chunks:
-    """Writes the results of a batch; what is left is written when the context ends.
+    """The results of a batch in chunks; the last one is written when the context ends.
 
     Args:
         batch: a call of the engine.
         missing: cells without a row.
         background: writes rows.
-        bar: shows what has been written.
+        bar: shows what has been handed to the writer.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class Chunks:
         self._batch, self._missing = batch, missing
         self._background, self._bar = background, bar
         self._results: list[Result] = []
-        self._oldest, self._lock = 0.0, threading.RLock()
+        self._start, self._lock = 0.0, threading.RLock()
         self._in_rounds = get_method(batch.source).rounds is not None
 
     def run(self, world: World) -> None:
-        """Run the problems of the batch that lack a row.
+        """Run the problems of the batch that lack a row, and write their chunks.
+
+        Args:
+            world: a task with its models.
 
         Raises:
             ProblemError: some problems failed; raised after all others have ended.
@@ -69,7 +73,7 @@ class Chunks:
             for result in stream:
                 with self._lock:
                     if not self._results:
-                        self._oldest = time.monotonic()
+                        self._start = time.monotonic()
                     self._results.append(result)
                     self._write_if_due()
 
@@ -81,15 +85,15 @@ class Chunks:
         )
 
     def _write_if_due(self) -> None:
-        # With several groups of devices, progress is told by their threads.
+        # With several groups of devices, their threads report the progress.
         with self._lock:
-            waited = time.monotonic() - self._oldest
+            wait = time.monotonic() - self._start
             is_full = len(self._results) >= self._batch.at_once
-            if self._results and (is_full or waited > SECONDS):
+            if self._results and (is_full or wait > MAX_WAIT):
                 self._write()
 
     def _write(self) -> None:
-        # A signal between these lines would lose the results.
+        # A signal while the results are handed over would lose them.
         with delay_signals():
             self._hand_over()
 

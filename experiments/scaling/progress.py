@@ -29,7 +29,7 @@ class Progress:
         is_done: for each batch, whether all its rows exist.
         visible: whether anything is printed.
         is_length_known: whether the typical length of a solution is known; if not, it
-            is measured on the first batch, and the forecast is printed again.
+            is measured on the first problems, and the forecast is printed again.
         engine: whose counts are printed at the end; None prints none.
     """
 
@@ -45,14 +45,14 @@ class Progress:
         self._engine = engine
         self._totals: Totals = getattr(engine, "totals", Totals())
         self._num_cells = sum(len(batch.cells) for batch in batches)
-        done = [batch for batch, ok in zip(batches, is_done, strict=True) if ok]
-        self._cells_done = sum(len(batch.cells) for batch in done)
+        done_batches = [x for x, ok in zip(batches, is_done, strict=True) if ok]
+        self._cells_done = sum(len(batch.cells) for batch in done_batches)
         self._tokens, self._rollouts, self._start = 0, 0, time.monotonic()
         self._text, self._waiting = "", 0
         self._is_measured, self._visible = is_length_known, visible
         self._bar = tqdm(
             total=sum(map(num_rollouts, batches)),
-            initial=sum(map(num_rollouts, done)),
+            initial=sum(map(num_rollouts, done_batches)),
             bar_format=BAR,
             dynamic_ncols=True,
             smoothing=0.05,
@@ -75,8 +75,8 @@ class Progress:
         self._show()
         self._bar.update(rollouts)
         # Problems that end first tend to have short solutions.
-        enough = batch.num_particles * min(2 * batch.at_once, len(batch.problems))
-        if self._tokens and self._rollouts >= enough and not self._is_measured:
+        min_rollouts = batch.num_particles * min(2 * batch.at_once, len(batch.problems))
+        if self._tokens and self._rollouts >= min_rollouts and not self._is_measured:
             self._is_measured = True
             self._print_measurement()
 
@@ -92,9 +92,9 @@ class Progress:
         totals = getattr(self._engine, "totals", None)
         if totals is None or not self._visible:
             return
-        done = totals.minus(self._totals)
-        if done.computed:
-            print(f"tsi: {describe_totals(done)}", file=sys.stderr)
+        run_totals = totals.minus(self._totals)
+        if run_totals.computed:
+            print(f"tsi: {describe_totals(run_totals)}", file=sys.stderr)
 
     def __enter__(self) -> "Progress":
         return self
@@ -109,7 +109,7 @@ class Progress:
         self._bar.set_description_str(f"{self._text}: {cells}{speed}", refresh=False)
 
     def _print_measurement(self) -> None:
-        """The forecast again, from the batches that have ended."""
+        """Print the forecast again, from the rollouts that have ended."""
         total, left = self._bar.total, self._bar.total - self._bar.n
         per_rollout = self._tokens / self._rollouts
         if not (left and self._visible):

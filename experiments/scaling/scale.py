@@ -158,8 +158,8 @@ def facts_of(
 ) -> dict[str, Any]:
     """What all processes of a run must agree on."""
     # Each process has measured its server itself.
-    own = ("commit", "server_seeds")
-    settings = {k: v for k, v in world.settings.items() if k not in own}
+    unshared = ("commit", "server_seeds")
+    settings = {k: v for k, v in world.settings.items() if k not in unshared}
     problems = [list(problem) for problem in sort_problems(world.problems)]
     return {
         **plan._asdict(),
