@@ -29,7 +29,7 @@ from tsi.engine.paging.pool import Pool
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.sizing import sizes as sizes_module
 from tsi.engine.sizing.shapes import Shapes
-from tsi.engine.sizing.sizes import chosen_of, coarse_room_of, room_of, width_of
+from tsi.engine.sizing.sizes import coarse_room_of, num_slots_of, room_of, width_of
 from tsi.engine.writers import Writers
 
 ROWS, LENGTH, BLOCK = 6, 40, 4
@@ -224,7 +224,7 @@ def test_a_common_past_is_loaded_as_it_grows_and_falls_back():
 
 def test_slots_that_are_computed_hold_all_that_write():
     for most in (1, 6, 16, 64, 100):
-        sizes = [chosen_of(n, most, True) for n in range(1, most + 1)]
+        sizes = [num_slots_of(n, most, True) for n in range(1, most + 1)]
         assert all(n <= size <= most for n, size in enumerate(sizes, 1))
         assert sizes == sorted(sizes)
         assert len(set(sizes)) <= 7

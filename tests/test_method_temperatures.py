@@ -15,7 +15,7 @@ from tsi.experiments.plans.methods import (
     sampler_of,
 )
 from tsi.experiments.plans.plan import make_plan
-from tsi.experiments.reports.comparisons import chosen_pairs, compare_with_best
+from tsi.experiments.reports.comparisons import challenger_pairs, compare_with_best
 from tsi.experiments.reports.curves import curves_of
 from tsi.experiments.reports.plots import styles_of
 from tsi.experiments.reports.write_report import write_report
@@ -132,7 +132,7 @@ def test_comparisons_are_within_a_temperature_or_with_the_best_of_all(tmp_path):
     rows = run_plan(plan, world, tmp_path / "rows.jsonl", progress=False)
     curves = curves_of(rows)
     assert list(curves) == list(plan.methods)
-    pairs = chosen_pairs(curves)
+    pairs = challenger_pairs(curves)
     assert len(pairs) == 2 * 2 * 3
     assert all(a.partition("@")[2] == b.partition("@")[2] for a, b in pairs)
     best = max(

@@ -13,7 +13,7 @@ from tsi.experiments.forecasts import pilot
 from tsi.experiments.forecasts.dry_run import Run
 from tsi.experiments.forecasts.pilot import (
     PILOT_SEED,
-    default_problems,
+    default_num_problems,
     measure_length,
     run_pilot,
 )
@@ -63,10 +63,10 @@ def test_a_run_makes_a_pilot_by_itself_if_that_is_a_small_part(
     problems, rollouts, expected
 ):
     world = fake_world(problems)
-    assert default_problems(world, rollouts) == expected
-    assert default_problems(world._replace(is_served=True), rollouts) == 0
+    assert default_num_problems(world, rollouts) == expected
+    assert default_num_problems(world._replace(is_served=True), rollouts) == 0
     known = world._replace(typical_tokens=lambda: 3.0)
-    assert default_problems(known, rollouts) == 0
+    assert default_num_problems(known, rollouts) == 0
 
 
 def test_the_forecast_has_the_measured_length(world):

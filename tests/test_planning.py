@@ -66,7 +66,7 @@ def test_rows_follow_the_memory_and_end_at_what_was_measured_to_be_fast():
     rows = [limits(free * GB).rows for free in (0, 1, 4, 8, 30, 60, 120, 10**5)]
     assert rows == sorted(rows)
     assert rows[0] == 1
-    assert rows[-1] == planning.MOST_ROWS
+    assert rows[-1] == planning.MAX_ROWS
     assert rows[6] == pytest.approx(2 * rows[5], abs=16)
     # Numbers that can be halved, as slots are.
     assert all(n in (1, 2, 4, 8) or n % 16 == 0 for n in rows)

@@ -13,7 +13,7 @@ from tsi.experiments.plans.cell import Cell
 from tsi.experiments.reports.comparisons import (
     compare,
     compare_with_best,
-    compared_budget,
+    largest_common_budget,
     missing_rates_reason,
     scaling_rates,
 )
@@ -32,7 +32,7 @@ from tsi.experiments.reports.report import (
     row_notes,
 )
 from tsi.experiments.reports.write_report import (
-    published_behind,
+    find_published_curves,
     run_title,
     write_files,
 )
@@ -127,8 +127,8 @@ def test_pairs_without_a_discordant_run_have_no_error_and_no_sample_size():
 def test_methods_are_compared_at_the_largest_budget_that_two_have():
     rows = rows_where(Shares(dvts=0.5, smc=0.5))
     rows |= rows_where(Shares(rebase=0.5), budgets=(8,))
-    assert compared_budget(curves_of(rows)) == 4
-    assert compared_budget(curves_of(rows_where(Shares(smc=0.5)))) is None
+    assert largest_common_budget(curves_of(rows)) == 4
+    assert largest_common_budget(curves_of(rows_where(Shares(smc=0.5)))) is None
 
 
 def test_a_rate_of_methods_that_learn_nothing_is_a_dash():
@@ -328,10 +328,10 @@ def test_expected_correctness_gives_the_difference_and_its_error():
 
 def test_published_curves_stand_behind_runs_that_repeat_them(tmp_path):
     rows = rows_where(Shares(particle_filter=RISING, dvts=RISING))
-    assert published_behind(rows) == []
+    assert find_published_curves(rows) == []
     settings = {"task": "math500", "policy": "meta-llama/Llama-3.2-1B-Instruct"}
     repeated = {cell: row | {"settings": settings} for cell, row in rows.items()}
-    behind = published_behind(repeated)
+    behind = find_published_curves(repeated)
     assert [curve.method for curve in behind] == [
         "particle_filter",
         "weighted_best_of_n",
@@ -342,10 +342,13 @@ def test_published_curves_stand_behind_runs_that_repeat_them(tmp_path):
         assert curve.budgets == list(budgets)
         assert curve.accuracies == list(accuracies)
     other = {"task": "math500", "policy": "mine", "temperature": 1.0}
-    assert published_behind({c: r | {"settings": other} for c, r in rows.items()}) == []
-    assert published_behind(rows, "Qwen2.5-Math-7B")[0].accuracies[0] == 0.764
+    assert (
+        find_published_curves({c: r | {"settings": other} for c, r in rows.items()})
+        == []
+    )
+    assert find_published_curves(rows, "Qwen2.5-Math-7B")[0].accuracies[0] == 0.764
     with pytest.raises(UnknownNameError, match=r"Llama-3\.1-8B"):
-        published_behind(rows, "Llama-9")
+        find_published_curves(rows, "Llama-9")
     # A figure by rollouts has them, and one by FLOPs does not.
     curves, images = curves_of(rows), {}
     for unit in ("rollouts", "flops"):

@@ -11,7 +11,7 @@ from tsi.serving.address import parse_address
 from tsi.serving.client import Client, Patience
 from tsi.serving.good_turing import kept_mass_is_one
 from tsi.serving.http_replies import TransientError
-from tsi.serving.probe import each
+from tsi.serving.probe import gather_steps
 from tsi.serving.step import ServedStep
 
 REPLY = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{"fine": 1}'
@@ -64,7 +64,7 @@ def test_a_few_tokens_without_log_probability_do_not_hide_those_of_the_others():
         return found
 
     def draw_each(*found):
-        return asyncio.run(each(map(draw, found)))
+        return asyncio.run(gather_steps(map(draw, found)))
 
     assert draw_each(step, ServerError("a part"), step) == [step, step]
     with pytest.raises(TransientError):

@@ -4,7 +4,7 @@ import pytest
 from scripted_server import ScriptedServer
 from test_served_power import run, world_over
 
-from tsi.experiments.forecasts.served_forecast import reading_of, served_line
+from tsi.experiments.forecasts.served_forecast import forecast_served_runs, reading_of
 from tsi.experiments.forecasts.token_bounds import Reading, tokens_read
 from tsi.rewards.self_judge import SelfJudge
 from tsi.serving.prices import Prices
@@ -67,7 +67,7 @@ def test_a_forecast_bounds_what_a_run_reads(is_cached):
         engine = world.engine
         assert engine.policy.abilities.reuses_prompts is is_cached
         prompt = len(engine.encode("1"))
-        table, line, _ = served_line(world, [("smc", 4, 5)])
+        table, line, _ = forecast_served_runs(world, [("smc", 4, 5)])
         (row,) = numbers_of(table)
         # 3 turns of 4 rows, after 0, 3 and 6 tokens.
         most = 5 * prompt if is_cached else 5 * 4 * (3 * prompt + 0 + 3 + 6)
@@ -92,13 +92,13 @@ def test_what_a_judge_reads_is_counted():
         engine.scorer = ServedJudge(engine.policy, question, engine.encode)
         prompt = len(engine.encode("1"))
         assert reading_of(world) == Reading(prompt, True, 3, True)
-        _, line, _ = served_line(world, [("best_of_n", 2, 5)])
+        _, line, _ = forecast_served_runs(world, [("best_of_n", 2, 5)])
         # 30 steps; solutions of at most 6 tokens are read once.
         sent = f"{5 * prompt} tokens read to draw steps (beyond its cache) and "
         assert f"{sent}{60 + 90} to judge" in line
         engine.scorer = ServedJudge(
             engine.policy, question, engine.encode, address="http://other"
         )
-        _, line, _ = served_line(world, [("best_of_n", 2, 5)])
+        _, line, _ = forecast_served_runs(world, [("best_of_n", 2, 5)])
         assert f"{sent}{5 * prompt + 60 + 90} to judge" in line
         engine.policy.client.close()

@@ -45,11 +45,11 @@ def forecast_runs(
 ) -> "Forecast":
     """What runs would cost, after a pilot if there is to be one."""
     from tsi.experiments.forecasts.dry_run import forecast
-    from tsi.experiments.forecasts.pilot import default_problems, measure_length
+    from tsi.experiments.forecasts.pilot import default_num_problems, measure_length
 
     rollouts, pilot_problems = sum(run.budget * run.problems for run in runs), dry.pilot
     if pilot_problems is None:
-        pilot_problems = 0 if dry.dry_run else default_problems(world, rollouts)
+        pilot_problems = 0 if dry.dry_run else default_num_problems(world, rollouts)
     note = ""
     if pilot_problems and rollouts:
         world, pilot = measure_length(world, pilot_problems)

@@ -20,7 +20,7 @@ from tsi.engine.sizing.sizes import room_of
 from tsi.errors import ConfigurationError
 from tsi.experiments.files.places import Place
 from tsi.experiments.forecasts.device_speed import Speed, measure_speed
-from tsi.experiments.forecasts.served_forecast import served_line
+from tsi.experiments.forecasts.served_forecast import forecast_served_runs
 from tsi.experiments.forecasts.token_bounds import most_tokens
 from tsi.experiments.plans.methods import (
     MethodSettings,
@@ -228,7 +228,7 @@ def forecast(
     runs = [Run(*place, number) for place, number in counts.items()]
     nothing_more = f"Nothing {'else ' if note else ''}has been run or written."
     if world.is_served:
-        table, line, refused = served_line(world, runs)
+        table, line, refused = forecast_served_runs(world, runs)
         line = note + line
         paragraphs = [table, "", f"{line} {nothing_more}"]
         paragraphs += [f"Refused: {reason}" for reason in dict.fromkeys(refused)]

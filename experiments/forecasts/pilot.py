@@ -51,8 +51,8 @@ class Pilot(NamedTuple):
         )
 
 
-def default_problems(world: World, rollouts: int) -> int:
-    """Number of problems of the pilot that a run makes by itself; 0 for none.
+def default_num_problems(world: World, rollouts: int) -> int:
+    """Number of problems of the pilot that a run makes by itself, 0 for no pilot.
 
     Args:
         world: a task with its models.

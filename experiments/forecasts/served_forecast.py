@@ -90,7 +90,7 @@ class Totals(NamedTuple):
         )
 
 
-def served_line(
+def forecast_served_runs(
     world: World,
     runs: Sequence[tuple[str, int, int]],
 ) -> tuple[str, str, list[str]]:

@@ -68,7 +68,7 @@ class MissingPackageError(ImportError):
 
 def shortcut(problem: Problem, answer: str) -> bool | None:
     """Whether the answer is right, if that can be seen without math-verify."""
-    return _any(
+    return _disjunction(
         [decide(gold, answer, lambda *pair: None) for gold in gold_answers(problem)]
     )
 
@@ -301,7 +301,7 @@ def _conjunction(results: Sequence[bool | None]) -> bool | None:
     return None if None in results else True
 
 
-def _any(results: Sequence[bool | None]) -> bool | None:
+def _disjunction(results: Sequence[bool | None]) -> bool | None:
     if True in results:
         return True
     return None if None in results else False

@@ -119,7 +119,7 @@ def is_correct(problem: Problem, answer: str) -> bool:
         return False
     if not gold.unit:
         gold = gold._replace(unit=_normal_unit(str(problem.data.get("unit", ""))))
-    if gold.unit != given.unit and _is_other(gold.unit, given.unit):
+    if gold.unit != given.unit and _excludes_unit(gold.unit, given.unit):
         return False
     relative = tolerance_of(problem.data.get("tolerance", 0))
     absolute = tolerance_of(problem.data.get("absolute_tolerance", 0))
@@ -165,7 +165,7 @@ def tolerance_of(value: object) -> Fraction | None:
         return None
 
 
-def _is_other(gold: str, given: str) -> bool:
+def _excludes_unit(gold: str, given: str) -> bool:
     """Whether a unit excludes another; a word that is not a unit excludes none."""
     if not gold or not given:
         return False

@@ -6,10 +6,10 @@ from typing import Any
 from tsi.experiments.plans.cell import Cell
 from tsi.experiments.plans.methods import get_method
 from tsi.experiments.reports.comparisons import (
-    chosen_pairs,
+    challenger_pairs,
     compare,
     compare_with_best,
-    compared_budget,
+    largest_common_budget,
     missing_rates_reason,
     scaling_rates,
 )
@@ -73,7 +73,7 @@ def page_data(
     seeds = {cell.seed for cell in rows}
     problems = sorted({cell.problem for cell in rows}, key=id_order)
     settings = _common_settings(rows)
-    largest = compared_budget(curves)
+    largest = largest_common_budget(curves)
     task = str(settings.get("task", "task"))
     return {
         "name": name,
@@ -103,7 +103,7 @@ def page_data(
             budget: {
                 "best": comparisons_as_json(compare_with_best(curves, budget)),
                 "pairs": comparisons_as_json(
-                    compare(curves, chosen_pairs(curves), [budget])
+                    compare(curves, challenger_pairs(curves), [budget])
                 ),
             }
             for budget in budgets

@@ -9,7 +9,7 @@ from tsi.experiments.pages.page import write_page
 from tsi.experiments.pages.page_data import page_data
 from tsi.experiments.reports.curves import Rows
 from tsi.experiments.reports.write_report import (
-    published_behind,
+    find_published_curves,
     run_title,
     write_files,
 )
@@ -47,7 +47,7 @@ def report_runs(
     runs, written = [], [str(out)]
     for folder, rows in zip(folders, rows_by_folder, strict=True):
         trees = trees_of(rows, join_place(folder, "rows.jsonl"), genealogies)
-        behind = published_behind(rows, published)
+        behind = find_published_curves(rows, published)
         runs.append(page_data(str(folder), rows, trees, behind))
         if tables:
             with local_folder(folder) as local:

@@ -112,7 +112,7 @@ def compare_with_best(curves: Curves, budget: int) -> list[Comparison]:
     return compare(curves, pairs, [budget])
 
 
-def chosen_pairs(curves: Curves) -> list[tuple[str, str]]:
+def challenger_pairs(curves: Curves) -> list[tuple[str, str]]:
     """The challengers and baselines of one temperature among the methods, in pairs."""
     suffixes = dict.fromkeys(name.removeprefix(base_of(name)) for name in curves)
     return [
@@ -122,7 +122,7 @@ def chosen_pairs(curves: Curves) -> list[tuple[str, str]]:
     ]
 
 
-def compared_budget(curves: Curves) -> int | None:
+def largest_common_budget(curves: Curves) -> int | None:
     """The largest budget that two methods have; None if there is none."""
     budgets = [budget for curve in curves.values() for budget in curve]
     shared = [budget for budget in budgets if budgets.count(budget) > 1]
@@ -159,7 +159,7 @@ def scaling_rates(
         num_replicates: number of bootstrap replicates.
     """
     rates = {}
-    for a, b in chosen_pairs(curves):
+    for a, b in challenger_pairs(curves):
         common = _common_curves(curves[a], curves[b])
         of_a, of_b = (_by_cost(curve, unit) for curve in common)
         if _is_increasing(of_a) and _is_increasing(of_b):
@@ -171,13 +171,13 @@ def scaling_rates(
 
 def missing_rates_reason(curves: Curves) -> str:
     """Why there is no scaling rate in rollouts, as a sentence."""
-    if not chosen_pairs(curves):
+    if not challenger_pairs(curves):
         return (
             f"it compares {_labels(CHALLENGERS)} with {_labels(BASELINES)}, and this "
             "run lacks the former or the latter."
         )
     if not any(
-        any(_common_curves(curves[a], curves[b])) for a, b in chosen_pairs(curves)
+        any(_common_curves(curves[a], curves[b])) for a, b in challenger_pairs(curves)
     ):
         return "the methods that would be compared have no problem and seed in common."
     budgets = {budget for curve in curves.values() for budget in curve}

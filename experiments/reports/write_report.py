@@ -7,10 +7,10 @@ from pathlib import Path
 from tsi.experiments.files.places import Place, join_place, local_folder
 from tsi.experiments.plans.plan import ExperimentPlan, batches
 from tsi.experiments.reports.comparisons import (
-    chosen_pairs,
+    challenger_pairs,
     compare,
     compare_with_best,
-    compared_budget,
+    largest_common_budget,
     missing_rates_reason,
     scaling_rates,
 )
@@ -99,7 +99,7 @@ def write_report(plan: ExperimentPlan, world: World, rows: Rows, folder: Place) 
         str(world.settings.get("task", "task")), len(world.problems), plan.num_seeds
     )
     with local_folder(folder) as local:
-        behind = published_behind(chosen_rows)
+        behind = find_published_curves(chosen_rows)
         text, names = write_files(chosen_rows, title, local, behind)
     return f"{text}\n\nWritten: {folder}/rows.jsonl, {', '.join(names)}"
 
@@ -110,7 +110,7 @@ def run_title(task: str, num_problems: int, num_seeds: int) -> str:
     return f"{task}: {problems}, {num_seeds} seed{'s' * (num_seeds > 1)}"
 
 
-def published_behind(rows: Rows, model: str | None = None) -> list[PublishedCurve]:
+def find_published_curves(rows: Rows, model: str | None = None) -> list[PublishedCurve]:
     """The published curves of the policy and task of rows, if there are any.
 
     Args:
@@ -151,7 +151,7 @@ def write_files(
             paths = [folder / name for name in pair]
             save_accuracy_plots(curves, unit, title, paths, published=published)
             names += pair
-    budget = compared_budget(curves)
+    budget = largest_common_budget(curves)
     compared = compare_with_best(curves, budget) if budget else []
     paired = paired_section(curves, budget)
     rates = rates_section(curves, folder / "scaling_rate.json")
@@ -165,7 +165,7 @@ def write_files(
     statistics = {
         "compared_with_best": comparisons_as_json(compared),
         "pairs": comparisons_as_json(
-            compare(curves, chosen_pairs(curves), all_budgets(curves))
+            compare(curves, challenger_pairs(curves), all_budgets(curves))
         ),
         "pass_at_k": pass_as_json(passed),
         "calibration": calibrations_as_json(calibrated),
@@ -203,7 +203,7 @@ def paired_section(curves: Curves, budget: int | None) -> list[str]:
     if compared:
         return [f"{paired_text(compared)}\n{BEST_TEXT}", paired_table(compared)]
     first, *others = (method for method, curve in curves.items() if budget in curve)
-    pairs = chosen_pairs(curves) or [(other, first) for other in others]
+    pairs = challenger_pairs(curves) or [(other, first) for other in others]
     compared = compare(curves, pairs, [budget])
     return [paired_text(compared), paired_table(compared)] if compared else []
 

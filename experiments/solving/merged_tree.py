@@ -61,7 +61,9 @@ def merged_tree(
         is_first_child = True
         for text, group in _groups(step, slots, lineage, step_texts):
             finals = (
-                () if text is None else _finals(lineage[step], group, lengths, step)
+                ()
+                if text is None
+                else _final_particles(lineage[step], group, lengths, step)
             )
             ends = tuple(n for n in finals if lengths[n] == step + 1)
             if parent is not None and is_first_child and not nodes[parent].ends:
@@ -83,7 +85,7 @@ def merged_tree(
     return nodes
 
 
-def _finals(
+def _final_particles(
     slots: np.ndarray, group: tuple[int, ...], lengths: list[int], step: int
 ) -> tuple[int, ...]:
     """Final particles with a step here, in one of a group's slots."""

@@ -113,7 +113,7 @@ def _vote_chance(
 ) -> float:
     """Probability that a right answer wins the vote of n samples of a pool."""
     draws = {c: _binomial(c, n / size, n) for c in {*counts.values()}}
-    won = 0.0
+    probability = 0.0
     for answer in (answer for answer in counts if is_right[answer]):
         others = [count for other, count in counts.items() if other != answer]
         for votes in range(1, min(counts[answer], n) + 1):
@@ -128,8 +128,8 @@ def _vote_chance(
                 votes,
             )
             shares = ties / (1 + np.arange(len(ties)))
-            won += draws[counts[answer]][votes] * shares.sum()
-    return float(won / _binomial(size, n / size, n)[n])
+            probability += draws[counts[answer]][votes] * shares.sum()
+    return float(probability / _binomial(size, n / size, n)[n])
 
 
 def _tie_chances(
@@ -152,14 +152,20 @@ def _tie_chances(
     # By the number of samples, and of rivals with as many votes.
     ways = rest[:, None]
     for draws in rivals:
-        ways = _times_rival(ways, draws, votes)[:, : 1 + len(rest) // votes]
+        ways = _add_rival(ways, draws, votes)[:, : 1 + len(rest) // votes]
     return ways[-1]
 
 
-def _times_rival(
+def _add_rival(
     ways: Float[np.ndarray, "D T"], draws: Float[np.ndarray, "U"], votes: int
 ) -> Float[np.ndarray, "D W"]:
-    """Multiply by the probabilities that a rival gets at most so many votes."""
+    """Add a rival that gets at most so many votes to the probabilities.
+
+    Args:
+        ways: probabilities by the number of samples and of rivals with as many votes.
+        draws: probabilities of the votes of the new rival.
+        votes: of the answer that it may tie with.
+    """
     size, width = ways.shape
     product = np.zeros((size, width + 1))
     if votes < width:

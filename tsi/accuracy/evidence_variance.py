@@ -48,7 +48,7 @@ def genealogy(
     limit, size = ancestors.shape
     step_mask = jnp.arange(limit) < (limit if num_steps is None else num_steps)
 
-    def back_to_first(
+    def trace_step(
         eves: Int[Array, "N"], step: tuple[Int[Array, "N"], Bool[Array, ""]]
     ) -> tuple[Int[Array, "N"], Int[Array, ""]]:
         parents, is_step = step
@@ -57,7 +57,7 @@ def genealogy(
         return eves, jnp.sum(is_eve, dtype=jnp.int32)
 
     start = jnp.arange(size, dtype=jnp.int32)
-    return Genealogy(*jax.lax.scan(back_to_first, start, (ancestors, step_mask)))
+    return Genealogy(*jax.lax.scan(trace_step, start, (ancestors, step_mask)))
 
 
 def relative_variance(

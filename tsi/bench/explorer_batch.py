@@ -40,7 +40,7 @@ def batched_explorer_check(
     )
     worlds = [World(plan, kind, seed) for seed, kind in enumerate(KINDS)]
 
-    def differs(problem: int, by_itself: Any, in_batch: Any) -> bool:
+    def has_changed(problem: int, by_itself: Any, in_batch: Any) -> bool:
         state = jax.tree.map(lambda leaf: leaf[problem], in_batch)
         return not states_agree(by_itself, state, 1e-5, equal_nan=True)
 
@@ -54,7 +54,7 @@ def batched_explorer_check(
     states = [alone[0](k) for k in keys]
     batched_states = batched[0](keys)
     for problem in range(len(KINDS)):
-        if differs(problem, states[problem], batched_states):
+        if has_changed(problem, states[problem], batched_states):
             return violation(problem, 0, "init")
     running = [True] * len(KINDS)
     for turn in range(min(plan.turns, MAX_TURNS)):
@@ -62,7 +62,7 @@ def batched_explorer_check(
         asks = [alone[1](k, s) for k, s in zip(now, states, strict=True)]
         batched_asks = batched[1](now, batched_states)
         for problem in np.flatnonzero(running).tolist():
-            if differs(problem, asks[problem], batched_asks):
+            if has_changed(problem, asks[problem], batched_asks):
                 return violation(problem, turn, "ask")
         replies = [
             world.reply(request)
@@ -77,7 +77,7 @@ def batched_explorer_check(
         ]
         batched_states = batched[2](now, batched_asks[0], stacked, np.asarray(running))
         for problem in np.flatnonzero(running).tolist():
-            if differs(problem, states_after[problem], batched_states):
+            if has_changed(problem, states_after[problem], batched_states):
                 return violation(problem, turn, "tell")
         states = states_after
         running = [bool(a and not s.done) for a, s in zip(running, states, strict=True)]

@@ -32,10 +32,10 @@ CERTAIN = 0.999
 MANY, HEAVY, FEW_KEYS = 2**14, 8, 256
 LOG_LIGHT = -25 * np.log(2.0)
 """Log weight of a light particle relative to a heavy one: 2^-28 of all eight."""
-MOST_LIGHT = 0.01
+MAX_LIGHT = 0.01
 """The largest total share of the light particles for the check to apply."""
 MAX_Z = 5.0
-MOST_PAIRS = 3.0
+MAX_PAIR_RATIO = 3.0
 """Allowed multiple of the expected pairs, since draws of one key may be dependent."""
 ROUNDING = 0.1
 """Allowed error: schemes may round to 2^-31 of the total, 1/16 of a light particle."""
@@ -83,7 +83,7 @@ def resolution_check(sampler: Sampler, key: Key[Array, ""]) -> Check:
     if not light_weights.all():
         detail = f"a log potential {-LOG_LIGHT:.1f} below the largest has weight zero"
         return Check("resolution", False, detail, places_of_functions(sampler, "tell"))
-    if light_weights.mean() > MOST_LIGHT * MANY:
+    if light_weights.mean() > MAX_LIGHT * MANY:
         reason = "not applicable: its weights do not span what log potentials do"
         return Check("resolution", None, reason)
     ratios = offspring.weights[:, is_light].sum(1) / light_weights
@@ -116,7 +116,7 @@ def judge_light_particles(
     pairs = float(np.sum(by_particle * (by_particle - 1.0)) / 2.0)
     expected = total * (total - 1.0) / 2.0 / len(by_particle)
     z = (pairs - expected) / np.sqrt(max(expected, 1.0))
-    if z > MAX_Z and pairs > MOST_PAIRS * expected:
+    if z > MAX_Z and pairs > MAX_PAIR_RATIO * expected:
         detail = (
             f"of {is_drawn.shape[1]} particles with 2^-28 of the weight each, the same "
             f"few are drawn again: {pairs:.0f} times, and {expected:.0f} by chance "

@@ -23,7 +23,7 @@ from tsi.targets.tabular import TabularTarget
 
 NUM_PROBLEMS = 3
 NUM_STEPS = 6
-MOST_AT_ONCE = 2_000
+MAX_AT_ONCE = 2_000
 """Runs per call of a compiled program: few enough for a cache, and enough for checks
 that compare runs with runs."""
 
@@ -58,7 +58,7 @@ class Programs:
     ) -> None:
         self.sampler, self.num_particles = sampler, num_particles
         self.num_runs = num_runs
-        calls = -(-num_runs // MOST_AT_ONCE)
+        calls = -(-num_runs // MAX_AT_ONCE)
         self.at_once = -(-num_runs // calls)
         self.programs: dict[Any, Callable[..., Run]] = {}
         self.targets: list[Any] = []

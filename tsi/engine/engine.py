@@ -191,7 +191,7 @@ class Engine(BaseEngine):
                 f"N = {num_particles:,} stores {plan.stored:,} prefixes of a problem, "
                 f"and max_stored is {self._stored_limit:,}. Raise it, or lower N."
             )
-        row = bytes_of_row(self.target, self.caches.growing_sizes, sizing.BLOCK)
+        row = bytes_of_row(self.target, self.caches.existing_sizes, sizing.BLOCK)
         check_fits(row, plan, num_particles, self.free_bytes())
 
     @property

@@ -39,7 +39,7 @@ def part_of(tree: Any, part: Mesh | None) -> Any:
         return tree
     devices = set(part.devices.flat)
 
-    def here(leaf: Any) -> Any:
+    def take_shards(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
             return leaf
         shards = [s for s in leaf.addressable_shards if s.device in devices]
@@ -50,4 +50,4 @@ def part_of(tree: Any, part: Mesh | None) -> Any:
         sharding = NamedSharding(part, PartitionSpec(*spec))
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
 
-    return jax.tree.map(here, tree)
+    return jax.tree.map(take_shards, tree)

@@ -22,7 +22,7 @@ from tsi.engine.paging.pool import Pool
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.programs.row_replies import Solutions
 from tsi.engine.programs.rows import RewardCaches, RewardChange, Stored
-from tsi.engine.programs.text_programs import TextPrograms, dense_like, some_questions
+from tsi.engine.programs.text_programs import TextPrograms, dense_like, take_questions
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading
 from tsi.engine.sizing.sizes import Sizes, coarse_room_of, room_of, width_of
 from tsi.rewards.reader_questions import Questions
@@ -149,7 +149,7 @@ class TextReadings:
             rows: all rows of these problems.
             origin: index, among these problems, of each row's problem.
         """
-        questions = some_questions(self.questions, problems)
+        questions = take_questions(self.questions, problems)
         prompts = self.programs.read_prompts(self.model, questions)
         if self._pool is None:
             self._allocate(prompts)

@@ -16,7 +16,13 @@ from tsi.engine.paging.pool import Pool
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.programs.slots import Chosen
 from tsi.engine.sizing.shapes import ATTENDED, Shapes, cost_of_writing
-from tsi.engine.sizing.sizes import Sizes, chosen_of, coarse_room_of, room_of, width_of
+from tsi.engine.sizing.sizes import (
+    Sizes,
+    coarse_room_of,
+    num_slots_of,
+    room_of,
+    width_of,
+)
 from tsi.reasoning.particles import ReasoningParams
 
 LAG = 64
@@ -210,7 +216,7 @@ class Writers:
     def _choose(self) -> Any:
         """Choose the slots that a burst computes: the active ones, and padding."""
         number, each, shrinks = self.number, self.each, self.sizes.shrinks
-        self.min_slots = chosen_of(int(self.active.sum()), number, shrinks)
+        self.min_slots = num_slots_of(int(self.active.sum()), number, shrinks)
         coarse = width_of(self.min_slots, number, shrinks, factor=2)
         _, size = self.shapes.choose((self.room, self.min_slots), (self.room, coarse))
         if size == number and self.common is None:

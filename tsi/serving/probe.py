@@ -89,7 +89,7 @@ async def measure(
         return abilities._replace(refused=dialect.refused)
     if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
         abilities = abilities._replace(copies=identity.copies)
-    draws = await each(
+    draws = await gather_steps(
         draw(seed, 1, plain_drawing._replace(log_probs=True))
         for seed in range(100, 100 + NUM_DRAWS)
     )
@@ -99,7 +99,7 @@ async def measure(
         return abilities
     at_one = {step.tokens: step.log_prob for step in draws}
     half = plain_drawing._replace(controls=Controls(temperature=0.5), log_probs=True)
-    half_temperature_draws = await each(
+    half_temperature_draws = await gather_steps(
         draw(seed, 1, half) for seed in range(500, 500 + NUM_COMPARED)
     )
     meaning = meaning_of(at_one, half_temperature_draws)
@@ -148,7 +148,7 @@ async def draws_copies(
     return first == second and len(set(first)) > 1
 
 
-async def each(draws: Iterable[Awaitable[ServedStep]]) -> list[ServedStep]:
+async def gather_steps(draws: Iterable[Awaitable[ServedStep]]) -> list[ServedStep]:
     """The steps of those draws that the server does not refuse.
 
     Raises:

@@ -80,7 +80,7 @@ class TextServer:
                 if len(tail) >= longest + len(text_of(events[-1])):
                     break
                 tail = text_of(event) + tail
-            return first_of(tail, drawing.stops)[1] is not None
+            return find_first(tail, drawing.stops)[1] is not None
 
         return Call(PATH, body, streamed=True, is_enough=has_delimiter)
 
@@ -90,7 +90,7 @@ class TextServer:
         """See :class:`tsi.serving.dialect.Dialect`."""
         sent = tuple(filter(None, map(text_of, reply)))
         text = join_surrogates("".join(sent))
-        place, word = first_of(text, drawing.stops)
+        place, word = find_first(text, drawing.stops)
         if word is not None:
             points = as_points(text[: place + len(word)])
             # An event contains one or more tokens; the server's own count never
@@ -147,7 +147,12 @@ def reason_of(event: Any) -> Any:
     return choice.get("finish_reason") if isinstance(choice, dict) else None
 
 
-def first_of(text: str, words: Sequence[str]) -> tuple[int, str | None]:
-    """The position at which the first of some strings begins; None if there is none."""
+def find_first(text: str, words: Sequence[str]) -> tuple[int, str | None]:
+    """Find the first of some strings in a text.
+
+    Returns:
+        The position at which it begins, and the string; the length of the text and
+        None if there is none.
+    """
     places = [(text.find(word), word) for word in words if word in text]
     return min(places, default=(len(text), None))

@@ -17,7 +17,7 @@ import jax
 from tsi.engine.meters.clock import tell_compilation
 from tsi.models.loading.catalogue import cache_directory
 
-MOST_BYTES = 2 * 2**30
+MAX_BYTES = 2 * 2**30
 """Size of the cache in bytes; the least recently used programs are dropped."""
 WORTH_KEEPING = 0.1
 """Programs that take at least this many seconds to compile are kept."""
@@ -60,7 +60,7 @@ def keep_programs() -> Path | None:
     }
     # JAX counts bytes only with this package, and fails without it.
     if importlib.util.find_spec("filelock"):
-        settings["jax_compilation_cache_max_size"] = MOST_BYTES
+        settings["jax_compilation_cache_max_size"] = MAX_BYTES
     for name, value in settings.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)

@@ -78,7 +78,9 @@ class BlockTables:
 
     def num_missing(self, rows: Indices, num_kept: Indices, lengths: Indices) -> int:
         """How many more blocks :meth:`extend` needs than the pool has free."""
-        _, is_needed, is_private = self._needs(np.asarray(rows), num_kept, lengths)
+        _, is_needed, is_private = self._find_blocks(
+            np.asarray(rows), num_kept, lengths
+        )
         free = self.uses.size - self.num_used
         return max(0, int(np.count_nonzero(is_needed & ~is_private)) - free)
 
@@ -98,7 +100,7 @@ class BlockTables:
             The blocks of the new positions, to be copied out of dense rows.
         """
         rows = np.asarray(rows)
-        held_blocks, is_needed, is_private = self._needs(rows, num_kept, lengths)
+        held_blocks, is_needed, is_private = self._find_blocks(rows, num_kept, lengths)
         is_new = is_needed & ~is_private
         new_blocks = np.flatnonzero(self.uses == 0)[: np.count_nonzero(is_new)]
         is_past_end = self._columns >= self._blocks_of(np.asarray(lengths))[:, None]
@@ -141,7 +143,7 @@ class BlockTables:
     def _blocks_of(self, lengths: np.ndarray) -> np.ndarray:
         return -(-lengths // self.block)
 
-    def _needs(
+    def _find_blocks(
         self, rows: Int[np.ndarray, " n"], num_kept: Indices, lengths: Indices
     ) -> tuple[
         Int[np.ndarray, "n b"], Bool[np.ndarray, "n b"], Bool[np.ndarray, "n b"]

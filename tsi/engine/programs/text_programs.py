@@ -121,6 +121,6 @@ def dense_like(prompt: Segment) -> Dense:
     return layers_of(prompt.keys[..., :0], prompt.values[..., :0, :])
 
 
-def some_questions(questions: Any, problems: Any) -> Questions:
-    """Some of all questions."""
+def take_questions(questions: Any, problems: Any) -> Questions:
+    """The questions of some problems, by index."""
     return Questions(*(leaf[problems] for leaf in questions))

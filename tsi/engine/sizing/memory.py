@@ -84,7 +84,7 @@ class CacheSizes(NamedTuple):
     reward: int
 
     @property
-    def growing_sizes(self) -> list[int]:
+    def existing_sizes(self) -> list[int]:
         """The sizes of the caches that exist."""
         return [size for size in self if size]
 

@@ -39,9 +39,9 @@ COPIES = 2
 """Dense rows per slot while slots are being copied."""
 DRAWING = 3 * 4
 """Bytes per logit, including the temporary arrays of drawing a token."""
-MOST_ROWS, MOST_STORED = 4096, 65_536
+MAX_ROWS, MAX_STORED = 4096, 65_536
 """Limits for reasons other than memory."""
-MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU = 128, 16_384
+MAX_ROWS_OF_A_CPU, MAX_STORED_OF_A_CPU = 128, 16_384
 """On two cores, 128 rows of the tiny models take a seventh less time than 2,048 rows,
 because their keys and values stay in the processor's caches."""
 
@@ -121,20 +121,20 @@ def bytes_of_slot(
     solution = target.max_tokens
     dense = room_of(need.prompt + solution + burst) * need.caches.policy
     blocks = (solution + need.block) * sum(need.caches)
-    numbers = bytes_of_row(target, need.caches.growing_sizes, need.block).numbers
+    numbers = bytes_of_row(target, need.caches.existing_sizes, need.block).numbers
     return COPIES * dense + blocks + DRAWING * vocab_size + 2 * numbers
 
 
 def bytes_of_waiting(need: Need, target: ReasoningTarget) -> int:
     """Bytes of a row that waits for a slot: blocks of half the longest length."""
     blocks = (target.max_tokens + need.block) // 2 * sum(need.caches)
-    return blocks + bytes_of_row(target, need.caches.growing_sizes, need.block).numbers
+    return blocks + bytes_of_row(target, need.caches.existing_sizes, need.block).numbers
 
 
 def bytes_of_prefix(need: Need, target: ReasoningTarget) -> int:
     """Bytes of a stored prefix: a private step of half the longest length."""
     step = target.max_step_tokens
-    row = bytes_of_row(target, need.caches.growing_sizes, need.block)
+    row = bytes_of_row(target, need.caches.existing_sizes, need.block)
     own_bytes = (step // 2 + need.block) * sum(need.caches)
     return own_bytes + row.numbers + row.tables
 
@@ -151,9 +151,9 @@ def limits_of(slot: int, prefix: int, free: int, *, on_cpu: bool) -> Limits:
         on_cpu: whether it is a CPU, where more rows are not faster.
     """
     usable = USABLE * free
-    max_rows, max_stored = MOST_ROWS, MOST_STORED
+    max_rows, max_stored = MAX_ROWS, MAX_STORED
     if on_cpu:
-        max_rows, max_stored = MOST_ROWS_OF_A_CPU, MOST_STORED_OF_A_CPU
+        max_rows, max_stored = MAX_ROWS_OF_A_CPU, MAX_STORED_OF_A_CPU
     rows = max(1, min(max_rows, int((1 - STORED) * usable) // slot))
     # Numbers that can be halved a few times, since slots are halved.
     unit = 1

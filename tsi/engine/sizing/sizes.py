@@ -101,7 +101,7 @@ def width_of(count: int, max_width: int, shrinks: bool, *, factor: int = 4) -> i
     return size
 
 
-def chosen_of(count: int, max_rows: int, shrinks: bool) -> int:
+def num_slots_of(count: int, max_rows: int, shrinks: bool) -> int:
     """Number of computed slots: `max_rows` times 1, 3/4, 1/2, 1/4, ..."""
     if not shrinks or 4 * count > 3 * max_rows or max_rows % 4:
         return max_rows
