@@ -239,7 +239,7 @@ def test_a_shape_is_compiled_once_it_would_have_saved_its_price():
     assert shapes.choose((4, 8), (4, 64)) == (4, 64)
     for _ in range(2):
         assert shapes.choose((4, 48), (4, 64)) == (4, 64)
-        shapes.note((4, 48), (4, 64), turns=1)
+        shapes.record_waste((4, 48), (4, 64), turns=1)
     # Twice 4 * 16 has been wasted, which is more than the price.
     assert shapes.choose((4, 48), (4, 64)) == (4, 48)
     assert shapes.choose((4, 8), (4, 64)) == (4, 48)
@@ -259,7 +259,7 @@ def test_shapes_take_at_most_twice_what_the_best_choice_in_hindsight_takes(seed)
         wanted = (8,) if rows <= 8 else (16,)
         before = len(shapes.known)
         used = shapes.choose(wanted, (16,))
-        shapes.note(wanted, used)
+        shapes.record_waste(wanted, used)
         spent += used[0] + price * (len(shapes.known) - before)
     needed = np.where(calls <= 8, 8, 16).sum()
     assert spent <= needed + 2 * min(price, 16 * len(calls) - needed) + 16

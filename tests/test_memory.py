@@ -47,13 +47,13 @@ def runs_out(monkeypatch, calls):
     """Memory that runs out when slots are written, after they were given away."""
     seen, write = [], Writers.write
 
-    def full(self, enough):
+    def full(self, min_ended):
         seen.append(self.number)
         if len(seen) in calls:
             for leaf in jax.tree.leaves(self.slots):
                 leaf.delete()
             raise JaxRuntimeError(FULL)
-        write(self, enough)
+        write(self, min_ended)
 
     monkeypatch.setattr(Writers, "write", full)
     return seen
@@ -184,7 +184,7 @@ def test_a_reward_of_ones_own_need_not_be_a_model():
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
-    def broken(self, enough):
+    def broken(self, min_ended):
         raise JaxRuntimeError("INTERNAL: something else")
 
     monkeypatch.setattr(Writers, "write", broken)
@@ -297,11 +297,11 @@ def test_a_store_that_cannot_hold_one_problem_is_refused():
 def test_an_error_of_memory_without_a_text_is_one(monkeypatch):
     whole, seen, write = run(), [], Writers.write
 
-    def full(self, enough):
+    def full(self, min_ended):
         seen.append(self.number)
         if len(seen) == 1:
             raise MemoryError
-        write(self, enough)
+        write(self, min_ended)
 
     monkeypatch.setattr(Writers, "write", full)
     with pytest.warns(MemoryWarning, match="MemoryError"):

@@ -225,7 +225,9 @@ def checks_of(
             line = line_of_error(sampler, error)
             if line is None:
                 raise
-            checks = [_error_check(promise, error, line, again=line in error_lines)]
+            checks = [
+                _error_check(promise, error, line, is_repeated=line in error_lines)
+            ]
             error_lines.add(line)
         yield from (_add_place(check, sampler) for check in checks)
 
@@ -245,7 +247,7 @@ def _named_checks(
         size: max(1, num_runs * min(num_particles, size) // size) for size in sizes
     }
     programs = {size: Programs(sampler, size, runs_of[size]) for size in sizes}
-    usual = programs[num_particles]
+    default_programs = programs[num_particles]
     measures: list[MeasureTest] = []
     driven = (sampler, num_particles, key_driven)
 
@@ -261,9 +263,9 @@ def _named_checks(
         named_checks.append((f"target, {trial.name}", partial(on_target, index, trial)))
     named_checks += [
         ("pooled", lambda: [pooled_check(measures)]),
-        ("shift", lambda: shift_checks(usual, key_breaking)),
-        ("finished", lambda: [finished_check(usual, key_breaking)]),
-        ("zero weights", lambda: zero_weight_checks(usual, key_breaking)),
+        ("shift", lambda: shift_checks(default_programs, key_breaking)),
+        ("finished", lambda: [finished_check(default_programs, key_breaking)]),
+        ("zero weights", lambda: zero_weight_checks(default_programs, key_breaking)),
         ("counts", lambda: [counts_check(*driven)]),
     ]
     if isinstance(sampler, Explorer):
@@ -278,7 +280,7 @@ def _named_checks(
             ("draws", lambda: _draw_checks(sampler, *driven[1:])),
         ]
     named_checks.append(
-        ("reproducible", lambda: _reproducible_checks(usual, key_breaking))
+        ("reproducible", lambda: _reproducible_checks(default_programs, key_breaking))
     )
     return named_checks
 
@@ -313,9 +315,11 @@ def _reproducible_checks(programs: Programs, key: Key[Array, ""]) -> list[Check]
     ]
 
 
-def _error_check(promise: str, error: Exception, line: str, *, again: bool) -> Check:
+def _error_check(
+    promise: str, error: Exception, line: str, *, is_repeated: bool
+) -> Check:
     message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    if again:
+    if is_repeated:
         return Check(promise, None, f"the same line raised again: {message}")
     return Check(promise, False, message, line)
 

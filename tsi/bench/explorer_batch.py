@@ -34,7 +34,7 @@ def batched_explorer_check(
     """Whether states and requests in a batch equal those of each problem alone."""
     keys = jax.random.split(key, len(KINDS))
     plan = explorer.plan(num_particles, MAX_STEPS)
-    alone, batched = (
+    single_programs, batched_programs = (
         _programs(explorer, num_particles, transform)
         for transform in (jax.jit, _jit_vmap)
     )
@@ -51,16 +51,16 @@ def batched_explorer_check(
         )
         return Check("batched", False, detail, places_of_functions(explorer, part))
 
-    states = [alone[0](k) for k in keys]
-    batched_states = batched[0](keys)
+    states = [single_programs[0](k) for k in keys]
+    batched_states = batched_programs[0](keys)
     for problem in range(len(KINDS)):
         if has_changed(problem, states[problem], batched_states):
             return violation(problem, 0, "init")
     running = [True] * len(KINDS)
     for turn in range(min(plan.turns, MAX_TURNS)):
         now = jax.vmap(lambda k, n=turn: jax.random.fold_in(k, n))(keys)
-        asks = [alone[1](k, s) for k, s in zip(now, states, strict=True)]
-        batched_asks = batched[1](now, batched_states)
+        asks = [single_programs[1](k, s) for k, s in zip(now, states, strict=True)]
+        batched_asks = batched_programs[1](now, batched_states)
         for problem in np.flatnonzero(running).tolist():
             if has_changed(problem, asks[problem], batched_asks):
                 return violation(problem, turn, "ask")
@@ -70,12 +70,14 @@ def batched_explorer_check(
         ]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *replies)
         states_after = [
-            alone[2](k, state, reply, is_running)
+            single_programs[2](k, state, reply, is_running)
             for k, (state, _), reply, is_running in zip(
                 now, asks, replies, np.asarray(running), strict=True
             )
         ]
-        batched_states = batched[2](now, batched_asks[0], stacked, np.asarray(running))
+        batched_states = batched_programs[2](
+            now, batched_asks[0], stacked, np.asarray(running)
+        )
         for problem in np.flatnonzero(running).tolist():
             if has_changed(problem, states_after[problem], batched_states):
                 return violation(problem, turn, "tell")

@@ -123,6 +123,7 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 
 def has_nan(tree: Any) -> bool:
+    """Whether a float leaf of a tree has a NaN."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
     return any(np.isnan(leaf).any() for leaf in leaves if leaf.dtype.kind == "f")
 

@@ -214,7 +214,7 @@ def write_token(
     state, ended, stopped = now
     if forced_end is not None:
         places, ended = end_step(forced_end, rows.places, counts, now)
-        rows = rows._replace(places=_where(active, places, rows.places))
+        rows = rows._replace(places=_select_rows(active, places, rows.places))
         # A row ends with weight zero if the policy cannot draw its forced token.
         ended |= log_correction == -jnp.inf
         stopped &= log_correction > -jnp.inf
@@ -261,7 +261,7 @@ def _force(
         allowed = allowed_tokens(
             forced_end, boundary, rows.places, place, rows.state, logits.shape[-1]
         )
-        return _where(
+        return _select_rows(
             is_forced, sample_among(keys, logits, allowed, temperatures), draw
         )
 
@@ -271,5 +271,5 @@ def _force(
     )
 
 
-def _where(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
+def _select_rows(rows: Bool[Array, " R"], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(rows, a, b), new, old)

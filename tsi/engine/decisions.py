@@ -98,7 +98,7 @@ class Decisions:
         for place in places:
             self._infos[place] = []
 
-    def _receive(self, request: Request, asked: Bool[np.ndarray, " P"]) -> None:
+    def _receive(self, request: Request, is_requested: Bool[np.ndarray, " P"]) -> None:
         """Replace the requests of some problems and keep those of the others."""
         if self.request is None:
             self.request = jax.tree.map(np.array, request)
@@ -106,4 +106,4 @@ class Decisions:
         for old, new in zip(
             jax.tree.leaves(self.request), jax.tree.leaves(request), strict=True
         ):
-            old[asked] = new[asked]
+            old[is_requested] = new[is_requested]

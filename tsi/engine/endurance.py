@@ -22,7 +22,7 @@ class Endurance:
         lane_of: function from sizes to a lane, the loop over problems.
         sizes: of the first lane.
         problems: indices of the problems.
-        tell: function called after each burst.
+        report_progress: function called after each burst.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Endurance:
         lane_of: Callable[[Sizes], Lane],
         sizes: Sizes,
         problems: Sequence[int],
-        tell: Callable[[], None],
+        report_progress: Callable[[], None],
     ) -> None:
-        self._lane_of, self.sizes, self._call = lane_of, sizes, tell
-        self._callers: Exception | None = None
-        self._left = list(problems)
+        self._lane_of, self.sizes, self._user_function = lane_of, sizes, report_progress
+        self._user_error: Exception | None = None
+        self._remaining = list(problems)
         self._lane: Lane | None = None
         self._reports: list[Report] = []
 
@@ -66,18 +66,20 @@ class Endurance:
         A problem fails with an `OutOfMemoryError` if it does not fit even by itself,
         with one slot.
         """
-        while self._left and not stop.is_set():
+        while self._remaining and not stop.is_set():
             failure = ""
             try:
                 self._lane = lane = self._lane_of(self.sizes)
                 lane.clock.resume()
-                for ended_problem in lane.run(list(self._left), stop, self._tell):
-                    self._left.remove(ended_problem.problem)
+                for ended_problem in lane.run(
+                    list(self._remaining), stop, self._report_progress
+                ):
+                    self._remaining.remove(ended_problem.problem)
                     yield ended_problem
                     lane.clock.resume()
                 lane.clock.switch("idle")
             except Exception as error:
-                if error is self._callers or not is_out_of_memory(error):
+                if error is self._user_error or not is_out_of_memory(error):
                     raise
                 # A MemoryError may have no text.
                 failure = (str(error).splitlines() or [""])[0] or repr(error)
@@ -94,7 +96,7 @@ class Endurance:
                     "Memory ran out with one problem and one slot at once "
                     f"({failure}). Lower N, max_tokens or the models' size."
                 )
-                yield FailedProblem(self._left.pop(0), lack)
+                yield FailedProblem(self._remaining.pop(0), lack)
                 continue
             warnings.warn(
                 f"Memory ran out with {self.sizes.slots} slots and "
@@ -106,12 +108,12 @@ class Endurance:
             )
             self.sizes = fewer
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         """Call the user's function; its own lack of memory is not that of the lane."""
         try:
-            self._call()
+            self._user_function()
         except Exception as error:
-            self._callers = error
+            self._user_error = error
             raise
 
 

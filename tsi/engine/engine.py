@@ -320,13 +320,13 @@ class Engine(BaseEngine):
         devices = [None] if self.mesh is None else self.mesh.local_devices
         record = self._recorder()
 
-        def note() -> None:
+        def record_report() -> None:
             report = run.report(devices)._replace(
                 model_programs=self._model_programs(), prefill_bytes=prefill
             )
             record(report)
 
-        return run.results(note)
+        return run.results(record_report)
 
     def _params(
         self,

@@ -81,26 +81,26 @@ class EngineRun:
                 functools.partial(lane_of, group),
                 sizes,
                 range(len(problems))[group::num_groups],
-                self._tell,
+                self._report_progress,
             )
             for group in range(min(num_groups, len(problems)))
         ]
         self._invalid: list[Result] = []
         self._num_ended = self._tokens_read = 0
-        self._began = self._last = 0.0
-        self._compiled = compilations()
+        self._start_time = self._last_time = 0.0
+        self._compilations = compilations()
 
-    def results(self, note: Callable[[], None]) -> Iterator[Result]:
+    def results(self, record: Callable[[], None]) -> Iterator[Result]:
         """Run all problems, and yield each result as its problem ends.
 
         Args:
-            note: called when a problem has ended or failed, before its result.
+            record: called when a problem has ended or failed, before its result.
 
         Raises:
             ProblemError: some problems failed; raised after all others have ended.
         """
-        self._began = self._last = time.perf_counter()
-        self._compiled = compilations()
+        self._start_time = self._last_time = time.perf_counter()
+        self._compilations = compilations()
         for ended_problem in run_concurrently([lane.run for lane in self._lanes]):
             self._num_ended += 1
             if isinstance(ended_problem, FailedProblem):
@@ -109,7 +109,7 @@ class EngineRun:
                 result = None
             else:
                 result = self._result(ended_problem)
-            note()
+            record()
             if result is None:
                 continue
             if len(self._lanes) == 1:
@@ -122,8 +122,8 @@ class EngineRun:
 
     def report(self, devices: Sequence[jax.Device | None]) -> Report:
         """What has been done so far, on these devices."""
-        compiled = compilations().since(self._compiled)
-        wall = time.perf_counter() - self._began
+        compiled = compilations().since(self._compilations)
+        wall = time.perf_counter() - self._start_time
         lanes = total(lane.report() for lane in self._lanes)
         return report_of_groups(lanes, wall, self.num_groups)._replace(
             programs=compiled.programs,
@@ -138,7 +138,7 @@ class EngineRun:
         policy, reward = self.prompt_lengths
         lengths = int(policy[at]), int(reward[at])
         now = time.perf_counter()
-        seconds, self._last = now - self._last, now
+        seconds, self._last_time = now - self._last_time, now
         try:
             solutions = self.outcomes.read(ended_problem.particles)
             result = self.outcomes.result(
@@ -154,11 +154,11 @@ class EngineRun:
         self._tokens_read += result.ledger.reward_tokens
         return result
 
-    def _tell(self) -> None:
-        """Tell the user of the progress."""
+    def _report_progress(self) -> None:
+        """Call the user's function with the progress."""
         if self.progress is not None:
             written = sum(lane.num_written for lane in self._lanes)
-            seconds = time.perf_counter() - self._began
+            seconds = time.perf_counter() - self._start_time
             num_ended, problems = self._num_ended, len(self.problems)
             self.progress(Progress(num_ended, problems, written, seconds))
 
@@ -186,20 +186,20 @@ def collect(
         ProblemError: as the stream does; it has the results of the other problems.
         Stopped: after a signal; it has the results of problems that had ended.
     """
-    failed: ProblemError | Stopped | None = None
+    failure: ProblemError | Stopped | None = None
     results: list[Result] = []
     try:
         results.extend(stream)
     except (ProblemError, Stopped) as error:
-        failed = error
+        failure = error
     except KeyboardInterrupt:
-        failed = Stopped(signal.SIGINT)
+        failure = Stopped(signal.SIGINT)
     if start_time is not None:
         share = (time.perf_counter() - start_time) / max(1, len(results))
         results = [result.with_seconds(share) for result in results]
     by_id = {result.problem_id: result for result in results}
-    if failed is not None:
+    if failure is not None:
         finished_ids = [problem.id for problem in problems if problem.id in by_id]
-        failed.results = tuple(by_id[id] for id in finished_ids)
-        raise failed
+        failure.results = tuple(by_id[id] for id in finished_ids)
+        raise failure
     return [by_id[problem.id] for problem in problems]

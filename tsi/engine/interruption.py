@@ -31,14 +31,17 @@ def defer_interrupts(stop: StopEvent) -> Iterator[None]:
     The signals are Ctrl-C, and SIGTERM within `raise_on_sigterm`. A handler that the
     user has set is kept. In threads other than the main one the context does nothing.
     """
-    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: stop_at_once}
-    before = {
+    default_handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: stop_at_once,
+    }
+    replaced_handlers = {
         number: handler
-        for number, handler in ours.items()
+        for number, handler in default_handlers.items()
         if is_main_thread() and signal.getsignal(number) is handler
     }
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if is_repetition():
             return
         if stop.is_set():
@@ -46,12 +49,12 @@ def defer_interrupts(stop: StopEvent) -> Iterator[None]:
         stop.number = number
         stop.set()
 
-    for number in before:
-        signal.signal(number, ask)
+    for number in replaced_handlers:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in replaced_handlers.items():
             signal.signal(number, handler)
 
 

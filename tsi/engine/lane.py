@@ -178,13 +178,13 @@ class Lane(ProblemLoop):
     def _keep(self, stored: Int[np.ndarray, " n"], rows: Int[np.ndarray, " n"]) -> None:
         self.store.keep(stored, rows)
 
-    def _extend(self, asked: Bool[np.ndarray, " P"]) -> None:
+    def _extend(self, is_requested: Bool[np.ndarray, " P"]) -> None:
         """Give the rows of problems the prefixes that are requested, and queue them."""
-        if not asked.any():
+        if not is_requested.any():
             return
         population = self.population
         rows, parents, limit, extend, sources = requests_of_rows(
-            self.decisions.request, asked, population
+            self.decisions.request, is_requested, population
         )
         replies = self.store.arrange(rows, parents, limit)
         population.move(rows, parents, limit, replies)

@@ -56,14 +56,14 @@ class ProblemLoop(abc.ABC):
         self,
         problems: Sequence[int],
         stop: threading.Event,
-        tell: Callable[[], None] = lambda: None,
+        report_progress: Callable[[], None] = lambda: None,
     ) -> Iterator[EndedProblem | FailedProblem]:
         """Run problems, given by index; yield each as soon as it has ended.
 
         Args:
             problems: indices.
             stop: when it is set, unfinished problems are abandoned.
-            tell: function called after each round of work on the rows.
+            report_progress: function called after each round of work on the rows.
         """
         left, population = collections.deque(problems), self.population
         while (left or population.occupancy.any()) and not stop.is_set():
@@ -75,7 +75,7 @@ class ProblemLoop(abc.ABC):
             while not stop.is_set() and (ready := population.is_ready).any():
                 yield from self._decide(ready)
             if not stop.is_set() and self._work():
-                tell()
+                report_progress()
             yield from self.failed
             self.failed.clear()
 
@@ -92,7 +92,7 @@ class ProblemLoop(abc.ABC):
         """Copy rows of an explorer's turn to the stored rows that it requests."""
 
     @abc.abstractmethod
-    def _extend(self, asked: Bool[np.ndarray, " P"]) -> None:
+    def _extend(self, is_requested: Bool[np.ndarray, " P"]) -> None:
         """Give rows the prefixes that are requested, and extend them."""
 
     @abc.abstractmethod

@@ -33,28 +33,28 @@ class RowRequests(NamedTuple):
 
 
 def requests_of_rows(
-    request: Request, asked: Bool[np.ndarray, " P"], population: Population
+    request: Request, is_requested: Bool[np.ndarray, " P"], population: Population
 ) -> RowRequests:
     """The requests for the working rows of some problems.
 
     Args:
         request: of every problem, [P, W] each.
-        asked: the problems.
+        is_requested: the problems.
         population: of the lane.
     """
-    places = np.flatnonzero(asked)[:, None]
+    places = np.flatnonzero(is_requested)[:, None]
 
     def flatten_rows(values: Any) -> Any:
-        return np.asarray(values)[asked].reshape(-1)
+        return np.asarray(values)[is_requested].reshape(-1)
 
     sources = None
     if request.sources is not None:
-        numbers = np.asarray(request.sources)[asked]
+        numbers = np.asarray(request.sources)[is_requested]
         repeated = population.prefix_rows(places, numbers)
         sources = np.where(numbers >= 0, repeated, -1).reshape(-1)
-    parents = population.prefix_rows(places, np.asarray(request.parents)[asked])
+    parents = population.prefix_rows(places, np.asarray(request.parents)[is_requested])
     return RowRequests(
-        np.flatnonzero(np.repeat(asked, population.plan.rows)),
+        np.flatnonzero(np.repeat(is_requested, population.plan.rows)),
         parents.reshape(-1),
         None if request.depths is None else flatten_rows(request.depths),
         flatten_rows(request.extend),

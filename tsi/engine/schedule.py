@@ -18,8 +18,8 @@ def num_to_enter(free: int, left: int, places: int) -> int:
         left: number of problems that have not entered yet.
         places: number of places.
     """
-    enough = free >= min(left, -(-places // 4))
-    return min(free, left) if enough else 0
+    is_enough = free >= min(left, -(-places // 4))
+    return min(free, left) if is_enough else 0
 
 
 def num_to_wait_for(
@@ -46,9 +46,9 @@ def num_to_wait_for(
         return min(max(min_ended, 1), active)
     # No sampler decides before all rows of its problem have ended.
     counts = np.bincount(problems)
-    enough = max(int(counts[counts > 0].min()), min_ended)
+    min_ended = max(int(counts[counts > 0].min()), min_ended)
     # With fewer rows a smaller program is enough.
-    return min(enough, active - smaller) if smaller else min(enough, active)
+    return min(min_ended, active - smaller if smaller else active)
 
 
 def slots_to_read(

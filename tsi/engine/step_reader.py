@@ -188,7 +188,7 @@ class StepReader:
         num_rows = width_of(count, max_rows, self.sizes.shrinks, factor=2)
         min_shape = (width, room, num_rows)
         used = self.shapes.choose(min_shape, (width, room, max_rows))
-        self.shapes.note(min_shape, used)
+        self.shapes.record_waste(min_shape, used)
         return used[-1], width
 
 

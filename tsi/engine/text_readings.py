@@ -252,7 +252,7 @@ class TextReadings:
         _, room, size = used = self.shapes.choose(
             min_shape, (width, coarse_room_of(needed), max_rows)
         )
-        self.shapes.note(min_shape, used)
+        self.shapes.record_waste(min_shape, used)
         pad = (0, size - count)
         rendered, values = self._pad(continued, size)
         cache = pool.dense_rows_of(rows, size, room)

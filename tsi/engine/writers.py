@@ -169,17 +169,17 @@ class Writers:
         )
         self.slots = new_slots._replace(cache=cache)
 
-    def write(self, enough: int) -> None:
+    def write(self, min_ended: int) -> None:
         """Run one burst."""
         old_filled, cache, chosen_slots = self.filled, self.slots.cache, self._choose()
         # Rows of abandoned problems are still active on the device.
         self.slots = self.slots._replace(active=self.active)
-        new_slots, new, seen = self.programs.burst(
+        new_slots, new, status = self.programs.burst(
             self.params,
             self.slots,
             self.common_cache,
             chosen_slots,
-            np.int32(enough),
+            np.int32(min_ended),
             self.sizes.burst,
         )
         rows = np.arange(self.number) if chosen_slots is None else chosen_slots.rows
@@ -191,15 +191,15 @@ class Writers:
             self.active[rows],
         )
         self.slots = new_slots._replace(cache=cache)
-        seen = jax.device_get(seen)
-        self.filled = np.where(self.active, seen.filled, old_filled).astype(np.int32)
+        status = jax.device_get(status)
+        self.filled = np.where(self.active, status.filled, old_filled).astype(np.int32)
         self.bursts += 1
-        turns = int(seen.turns)
+        turns = int(status.turns)
         self.computed += turns * len(rows)
-        self._note(turns, len(rows))
+        self._record_waste(turns, len(rows))
         self.useful += int((self.filled - old_filled).sum())
-        self.ended |= self.active & ~seen.active
-        self.active, self.counts = self.active & seen.active, seen.counts
+        self.ended |= self.active & ~status.active
+        self.active, self.counts = self.active & status.active, status.counts
 
     def leave(self, at: Int[np.ndarray, " A"]) -> Int[np.ndarray, " A"]:
         """Rows leave their slots, whose caches stay valid until they are taken."""
@@ -248,12 +248,14 @@ class Writers:
         sizes = [size for room, size in self.shapes.known if room == self.room]
         return max((size for size in sizes if size < count), default=0)
 
-    def _note(self, turns: int, rows: int) -> None:
+    def _record_waste(self, turns: int, rows: int) -> None:
         """Record how much of a burst smaller programs would have saved."""
         if not self.sizes.shrinks:
             return
-        self.shapes.note((self.room, self.min_slots), (self.room, rows), turns)
-        waste = self.rooms.note((self.needed_positions,), (self.room,), turns * rows)
+        self.shapes.record_waste((self.room, self.min_slots), (self.room, rows), turns)
+        waste = self.rooms.record_waste(
+            (self.needed_positions,), (self.room,), turns * rows
+        )
         self.idle += waste
 
     def _resize(self, queue: collections.deque[int]) -> None:
@@ -281,8 +283,8 @@ class Writers:
         )
         self.idle = 0.0
         if self.slots is None:
-            priced = self.params.repetition_penalty is not None
-            vocab_size = self.params.policy.config.vocab_size if priced else None
+            has_penalty = self.params.repetition_penalty is not None
+            vocab_size = self.params.policy.config.vocab_size if has_penalty else None
             template, number = self.pool.like, self.number
             self.slots = self.programs.slots(template, number, size, vocab_size)
         elif size != self.room:

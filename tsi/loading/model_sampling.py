@@ -98,21 +98,21 @@ def combine_drawing(
             raise CheckpointError(f"{format_path(_file(path))}: {error}") from error
         return drawing._replace(notes=_notes(unsupported, "is not supported"))
     user_values = (user_drawing.temperature, *truncation, repetition_penalty)
-    current = dict(zip(SUPPORTED, user_values, strict=True))
-    unused = {
+    user_settings = dict(zip(SUPPORTED, user_values, strict=True))
+    unused_settings = {
         name: value
         for name, value in settings.items()
-        if name not in SUPPORTED or value != current[name]
+        if name not in SUPPORTED or value != user_settings[name]
     }
     return user_drawing._replace(
-        notes=_notes(unused, "is not used; see --model-sampling")
+        notes=_notes(unused_settings, "is not used; see --model-sampling")
     )
 
 
-def _notes(unused: Mapping[str, Any], what: str) -> tuple[str, ...]:
-    listed = ", ".join(f"{name} {value}" for name, value in unused.items())
-    sentence = f"the policy's generation_config.json has {listed}, which {what}."
-    return (sentence,) if unused else ()
+def _notes(settings: Mapping[str, Any], reason: str) -> tuple[str, ...]:
+    listed = ", ".join(f"{name} {value}" for name, value in settings.items())
+    sentence = f"the policy's generation_config.json has {listed}, which {reason}."
+    return (sentence,) if settings else ()
 
 
 def _file(path: Path) -> Path:
@@ -131,8 +131,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
         value = fields.get(name)
         if value is None:
             continue
-        number = type(value) in (int, float) and math.isfinite(value) and value >= 0
-        if not number:
+        is_number = type(value) in (int, float) and math.isfinite(value) and value >= 0
+        if not is_number:
             raise CheckpointError(
                 f"{format_path(_file(path))} has {name}={value!r}, which is not a "
                 "non-negative number. Correct it, or take the field out."

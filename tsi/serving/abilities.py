@@ -112,8 +112,9 @@ class ServedStore:
         if name == "log_prob" and not abilities.knows_log_prob(controls):
             raise CapabilityError(
                 "This method needs log p of the steps that the policy draws, and "
-                f"{abilities.server} {_why(abilities, controls)}. Choose a method that "
-                "needs only rewards, such as smc, or a server that gives them."
+                f"{abilities.server} {_describe_log_probs(abilities, controls)}. "
+                "Choose a method that needs only rewards, such as smc, or a server "
+                "that gives them."
             )
         if name == "replay" and not abilities.knows_replay(controls):
             raise CapabilityError(
@@ -131,7 +132,8 @@ class ServedStore:
         raise AttributeError(name)
 
 
-def _why(abilities: Abilities, controls: Controls) -> str:
+def _describe_log_probs(abilities: Abilities, controls: Controls) -> str:
+    """Why log p is missing, as the end of a sentence about the server."""
     if abilities.log_probs == "raw" and not controls.is_plain:
         return (
             "gives them before temperature and truncation, which this run changes "

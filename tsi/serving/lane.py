@@ -115,11 +115,11 @@ class ServedLane(ProblemLoop):
         self,
         problems: Sequence[int],
         stop: threading.Event,
-        tell: Callable[[], None] = lambda: None,
+        report_progress: Callable[[], None] = lambda: None,
     ) -> Iterator[EndedProblem | FailedProblem]:
         """See :class:`tsi.engine.problem_loop.ProblemLoop`."""
         try:
-            yield from super().run(problems, stop, tell)
+            yield from super().run(problems, stop, report_progress)
         finally:
             for future in list(self._running):
                 future.cancel()
@@ -148,13 +148,13 @@ class ServedLane(ProblemLoop):
 
     # Steps
 
-    def _extend(self, asked: Bool[np.ndarray, " P"]) -> None:
+    def _extend(self, is_requested: Bool[np.ndarray, " P"]) -> None:
         """Give rows the prefixes that are requested, and extend them."""
-        if not asked.any():
+        if not is_requested.any():
             return
         population = self.population
         rows, parents, limit, extend, sources = requests_of_rows(
-            self.decisions.request, asked, population
+            self.decisions.request, is_requested, population
         )
         repeated = None if sources is None else [self.rows.rows[s] for s in sources]
         replies = self.rows.arrange(rows, parents, limit)
@@ -192,9 +192,9 @@ class ServedLane(ProblemLoop):
             if old == source.cut(depth):
                 # The same step after the same prefix, so its log p and score are known.
                 after = source.cut(depth + 1)
-                log_prob = after.now.log_prob - old.now.log_prob
+                log_prob = after.newest.log_prob - old.newest.log_prob
                 extensions.append(Extension(row, after, log_prob, None))
-                scores.append(Score(after.now.log_odds))
+                scores.append(Score(after.newest.log_odds))
             else:
                 unknown.append(Repeat(row, old, source))
         if extensions:
@@ -264,7 +264,7 @@ class ServedLane(ProblemLoop):
         counts = self.rows.spending
         for extension, score in zip(extensions, scores, strict=True):
             row, after, _, step, repeated = extension
-            newest = after.now._replace(log_odds=score.log_odds)
+            newest = after.newest._replace(log_odds=score.log_odds)
             after = after._replace(steps=(*after.steps[:-1], newest))
             counts.reward_read[row] += score.tokens_read
             if step is None:

@@ -140,13 +140,13 @@ def served_reward(
             aggregation=settings.aggregation,
         )
     if reward.kind in ("likelihood", "value"):
-        why = {
+        reasons = {
             "value": "hidden states of the policy, which a server does not give",
             "likelihood": "log p under a second model of the same steps, which is not "
             "supported over a server",
         }
         raise CapabilityError(
-            f"The reward {name} needs {why[reward.kind]}. Use judge, served-prm:URL"
+            f"The reward {name} needs {reasons[reward.kind]}. Use judge, served-prm:URL"
             "#MODEL, a reward model of this machine or an exact check."
         )
     return _make_local_scorer(reward, policy, settings)
@@ -155,8 +155,10 @@ def served_reward(
 def _confidence(
     reward: NamedReward, abilities: Abilities, settings: RewardSettings
 ) -> ConfidenceScorer:
-    found = confidence_reward(reward.kind, reward.argument, settings.limits.max_tokens)
-    scorer = ConfidenceScorer(found, str(reward))
+    measure = confidence_reward(
+        reward.kind, reward.argument, settings.limits.max_tokens
+    )
+    scorer = ConfidenceScorer(measure, str(reward))
     check_known(str(reward), abilities, settings.controls)
     return scorer
 
@@ -188,7 +190,7 @@ def _make_local_scorer(
             aggregation,
         )
         return LocalScorer(model, renderer, str(reward), settings.max_bytes)
-    loaded, config = load(path, dtype=settings.dtype, weights=settings.weights)
+    text_model, config = load(path, dtype=settings.dtype, weights=settings.weights)
     tokenizer = load_tokenizer(path)
     check_has_rows(tokenizer, config)
     text_reward = formatted_reward(
@@ -202,7 +204,7 @@ def _make_local_scorer(
         aggregation=aggregation,
     )
     return LocalScorer(
-        loaded, TextRenderer(text_reward), str(reward), settings.max_bytes
+        text_model, TextRenderer(text_reward), str(reward), settings.max_bytes
     )
 
 

@@ -50,7 +50,7 @@ class Row(NamedTuple):
     truncated: bool = False
 
     @property
-    def now(self) -> AfterStep:
+    def newest(self) -> AfterStep:
         """The numbers after the newest step."""
         return self.steps[-1] if self.steps else START
 
@@ -83,11 +83,11 @@ class Row(NamedTuple):
         truncated: bool,
     ) -> "Row":
         """The row with one more step."""
-        now = self.now
+        newest = self.newest
         after = AfterStep(
-            now.length + len(tokens),
-            now.num_tokens + count,
-            now.log_prob + log_prob,
+            newest.length + len(tokens),
+            newest.num_tokens + count,
+            newest.log_prob + log_prob,
             log_odds,
         )
         return Row((*self.tokens, *tokens), (*self.steps, after), stopped, truncated)
@@ -193,7 +193,7 @@ class ServedRows:
             log_probs: log p of each row's step.
         """
         requested_rows = [self.rows[row] for row in rows.tolist()]
-        newest = [row.now for row in requested_rows]
+        newest = [row.newest for row in requested_rows]
         dtype = self._dtype
         log_odds = [after.log_odds for after in newest]
         truncated = np.asarray([row.truncated for row in requested_rows], bool)
@@ -216,7 +216,7 @@ class ServedRows:
             steps[: len(row.steps)] = [after.length for after in row.steps]
         absent: Any = None
         numbers: Any = np.asarray
-        log_prob = numbers([row.now.log_prob for row in requested_rows])
+        log_prob = numbers([row.newest.log_prob for row in requested_rows])
         return Particles(
             tokens=numbers(tokens),
             lengths=numbers([len(row.tokens) for row in requested_rows]),
@@ -228,7 +228,7 @@ class ServedRows:
             log_prob=log_prob,
             log_proposal=log_prob,
             log_odds=numbers(
-                [row.now.log_odds for row in requested_rows], weight_dtype()
+                [row.newest.log_odds for row in requested_rows], weight_dtype()
             ),
             history=absent,
             prompt=absent,

@@ -108,7 +108,7 @@ class StepRequests:
         requests = [
             StepRequest(
                 prefixes[id(old.tokens)],
-                min(limits.max_step_tokens, limits.max_tokens - old.now.num_tokens),
+                min(limits.max_step_tokens, limits.max_tokens - old.newest.num_tokens),
                 seed,
             )
             for (_, _, old), seed in zip(rows, seeds, strict=True)
@@ -187,7 +187,7 @@ class StepRequests:
     ) -> Row:
         """A row with one more step, not scored yet."""
         at_limit = (
-            old.now.num_tokens + num_tokens >= self.limits.max_tokens
+            old.newest.num_tokens + num_tokens >= self.limits.max_tokens
             or len(old.steps) + 1 >= self.limits.max_steps
         )
         return old.extend(
@@ -236,5 +236,5 @@ def scored_row(problem: int, row: Row) -> ScoredRow:
         tuple([after.length for after in row.steps]),
         row.stopped,
         row.finished,
-        row.now.log_prob,
+        row.newest.log_prob,
     )

@@ -131,10 +131,10 @@ class BlockTables:
     ) -> Int[np.ndarray, " n"]:
         """Number of positions that each row shares with another row in full blocks."""
         rows, others = np.asarray(rows), np.asarray(others)
-        full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
-        same = self.table[rows] == self.table[others]
-        num_equal = np.cumprod(same, axis=1).sum(axis=1)
-        return np.minimum(num_equal, full) * self.block
+        num_full = np.minimum(self.lengths[rows], self.lengths[others]) // self.block
+        is_equal = self.table[rows] == self.table[others]
+        num_equal = np.cumprod(is_equal, axis=1).sum(axis=1)
+        return np.minimum(num_equal, num_full) * self.block
 
     @property
     def _columns(self) -> Int[np.ndarray, "1 b"]:

@@ -158,7 +158,7 @@ class Programs(PagePrograms):
         slots: Slots,
         common: Dense | None,
         chosen_slots: Chosen | None,
-        enough: Int[Array, ""],
+        min_ended: Int[Array, ""],
         width: int,
     ) -> tuple[Slots, Dense, BurstStatus]:
         slots = slots._replace(cache=self.divide(slots.cache))
@@ -169,7 +169,7 @@ class Programs(PagePrograms):
             None if common is None else self.divide(common),
             chosen_slots,
             params.temperatures,
-            enough,
+            min_ended,
             width,
             self.target.forced_end,
             self.target.reward.token_confidence,

@@ -154,12 +154,12 @@ def burst(
     common: Dense | None,
     chosen_slots: Chosen | None,
     temperatures: Temperatures,
-    enough: Int[Array, ""],
+    min_ended: Int[Array, ""],
     width: int,
     forced: ForcedEnd | None = None,
     confidence: TokenConfidence | None = None,
 ) -> tuple[Slots, Dense, BurstStatus]:
-    """Draw at most `width` tokens per slot, until `enough` rows have ended steps.
+    """Draw at most `width` tokens per slot, until `min_ended` rows have ended steps.
 
     The caches are only read. A separate program (`append_burst`) appends the new keys
     and values to each row, since a program that both reads and writes a cache copies
@@ -173,7 +173,7 @@ def burst(
         common: common pasts of P problems, or None if slots hold the whole past.
         chosen_slots: the slots that take part; None for all.
         temperatures: of policy and proposal.
-        enough: number of rows that must end their steps.
+        min_ended: number of rows that must end their steps.
         width: the maximum number of tokens per slot; static.
         forced: end that is forced at a limit, or None.
         confidence: confidence measure that is recorded at each token, or None.
@@ -227,7 +227,7 @@ def burst(
     def is_unfinished(carry: Burst) -> Bool[Array, ""]:
         c, offset, _ = carry
         num_ended = jnp.sum(was_active & ~c.active)
-        return jnp.any(c.active) & (num_ended < enough) & (offset < width)
+        return jnp.any(c.active) & (num_ended < min_ended) & (offset < width)
 
     new = empty_key_values(policy.config, rows, width, slots.cache.keys[0].dtype)
     # The cache is not in the carry: the loop only reads it, and it is written
@@ -242,8 +242,8 @@ def burst(
         after = jax.tree.map(
             lambda old, some: old.at[chosen_slots.rows].set(some), before, slots_after
         )
-    seen = BurstStatus(after.active, after.counts, after.filled, offset)
-    return after, layers_of(new.keys, new.values), seen
+    status = BurstStatus(after.active, after.counts, after.filled, offset)
+    return after, layers_of(new.keys, new.values), status
 
 
 def append_burst(

@@ -89,7 +89,7 @@ class Shapes:
         self.known.add(shape)
         return shape
 
-    def note(self, min_shape: Shape, used: Shape, turns: int = 1) -> float:
+    def record_waste(self, min_shape: Shape, used: Shape, turns: int = 1) -> float:
         """Record the waste of a call, and return it.
 
         Args:
