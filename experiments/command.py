@@ -77,20 +77,20 @@ def exit_resumably() -> Iterator[None]:
 @contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Print this package's warnings as sentences, without a line of its source."""
-    usual = warnings.formatwarning
+    default_format = warnings.formatwarning
 
     def format_warning(
         message: Warning | str, category: type[Warning], *place: Any
     ) -> str:
         if category.__module__ == errors.__name__:
             return f"tsi: {message}\n"
-        return usual(message, category, *place)
+        return default_format(message, category, *place)
 
     warnings.formatwarning = format_warning  # type: ignore[assignment]
     try:
         yield
     finally:
-        warnings.formatwarning = usual
+        warnings.formatwarning = default_format
 
 
 def _run_and_flush(command: Callable[[], Any]) -> Any:

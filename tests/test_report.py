@@ -331,13 +331,13 @@ def test_published_curves_stand_behind_runs_that_repeat_them(tmp_path):
     assert find_published_curves(rows) == []
     settings = {"task": "math500", "policy": "meta-llama/Llama-3.2-1B-Instruct"}
     repeated = {cell: row | {"settings": settings} for cell, row in rows.items()}
-    behind = find_published_curves(repeated)
-    assert [curve.method for curve in behind] == [
+    background_curves = find_published_curves(repeated)
+    assert [curve.method for curve in background_curves] == [
         "particle_filter",
         "weighted_best_of_n",
         "dvts",
     ]
-    for curve in behind:
+    for curve in background_curves:
         budgets, accuracies = paper_curves()["Llama-3.2-1B"][curve.label.split(",")[0]]
         assert curve.budgets == list(budgets)
         assert curve.accuracies == list(accuracies)
@@ -352,7 +352,7 @@ def test_published_curves_stand_behind_runs_that_repeat_them(tmp_path):
     # A figure by rollouts has them, and one by FLOPs does not.
     curves, images = curves_of(rows), {}
     for unit in ("rollouts", "flops"):
-        for name, lines in (("with", behind), ("without", ())):
+        for name, lines in (("with", background_curves), ("without", ())):
             path = tmp_path / f"{unit}_{name}.png"
             save_accuracy_plots(curves, unit, "title", [path], published=lines)
             images[unit, name] = path.read_bytes()

@@ -69,4 +69,5 @@ def refused_methods(policy: ServedPolicy) -> list[str]:
 
 
 def yes_or_no(value: bool) -> str:
+    """A truth value in words."""
     return "yes" if value else "no"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def print_notes(notes: Sequence[str]) -> None:
+    """Print notes for the user on standard error, one per line."""
     for note in notes:
         print(f"tsi: {note}", file=sys.stderr)
 

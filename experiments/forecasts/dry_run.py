@@ -228,11 +228,11 @@ def forecast(
     runs = [Run(*place, number) for place, number in counts.items()]
     nothing_more = f"Nothing {'else ' if note else ''}has been run or written."
     if world.is_served:
-        table, line, refused = forecast_served_runs(world, runs)
+        table, line, reasons = forecast_served_runs(world, runs)
         line = note + line
         paragraphs = [table, "", f"{line} {nothing_more}"]
-        paragraphs += [f"Refused: {reason}" for reason in dict.fromkeys(refused)]
-        return Forecast("\n".join(paragraphs), line, bool(refused))
+        paragraphs += [f"Refused: {reason}" for reason in dict.fromkeys(reasons)]
+        return Forecast("\n".join(paragraphs), line, bool(reasons))
     policy, target = engine.policy, engine.target
     costs = {run: cost_of(world, run) for run in runs}
     if flops_per_second is None:

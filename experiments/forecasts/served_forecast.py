@@ -94,7 +94,7 @@ def forecast_served_runs(
     world: World,
     runs: Sequence[tuple[str, int, int]],
 ) -> tuple[str, str, list[str]]:
-    """A table of runs, the sentence that a real run prints too, and refusals.
+    """Forecast runs: a table, the sentence that a real run prints too, and refusals.
 
     Args:
         world: whose policy is behind a server.
@@ -103,7 +103,7 @@ def forecast_served_runs(
     engine: Any = world.engine
     limits, reading = engine.limits, reading_of(world)
     lines, refusals = [[*HEAD]], []
-    rollouts, most, typical = 0, Totals(), Totals()
+    rollouts, bound_totals, typical_totals = 0, Totals(), Totals()
     for method, budget, problems in runs:
         if problems == 0:
             continue
@@ -119,24 +119,35 @@ def forecast_served_runs(
         tokens = most_tokens(get_method(method), plan, limits, problems)
         prefix, step = longest_prefix(plan, limits), min(tokens / steps, float(tokens))
         read = tokens_read(reading, problems, steps, prefix, step)
-        each = math.nan if world.typical_tokens is None else world.typical_tokens()
-        each = min(each, float(limits.max_tokens))
-        drawn = min(steps * each / limits.max_steps, float(tokens))
-        rollouts, most = rollouts + problems * budget, most.plus(float(tokens), read)
-        typical = typical.plus(
-            drawn, tokens_read(reading, problems, steps, each / 2, drawn / steps)
+        solution_tokens = (
+            math.nan if world.typical_tokens is None else world.typical_tokens()
+        )
+        solution_tokens = min(solution_tokens, float(limits.max_tokens))
+        drawn_tokens = min(steps * solution_tokens / limits.max_steps, float(tokens))
+        rollouts, bound_totals = (
+            rollouts + problems * budget,
+            bound_totals.plus(float(tokens), read),
+        )
+        typical_totals = typical_totals.plus(
+            drawn_tokens,
+            tokens_read(
+                reading, problems, steps, solution_tokens / 2, drawn_tokens / steps
+            ),
         )
         numbers = (budget, problems, steps, tokens, round(math.fsum(read)))
         lines.append([label, *(f"{number:,}" for number in numbers)])
     if rollouts == 0 and not refusals:
         return markdown(lines), "All rows exist.", refusals
-    is_known = math.isfinite(typical.generated)
-    about = f"about {typical.generated:,.0f} and " if is_known else ""
+    is_known = math.isfinite(typical_totals.generated)
+    about = f"about {typical_totals.generated:,.0f} and " if is_known else ""
     line = (
         f"{len(world.problems):,} problems, {rollouts:,} rollouts over "
-        f"{engine.policy.name}: {about}at most {most.generated:,.0f} generated tokens"
+        f"{engine.policy.name}: {about}at most "
+        f"{bound_totals.generated:,.0f} generated tokens"
     )
-    expected, bound = (typical, "about ") if is_known else (most, "at most ")
+    expected, bound = (
+        (typical_totals, "about ") if is_known else (bound_totals, "at most ")
+    )
     judged = "" if reading.question is None else f" and {expected.judged:,.0f} to judge"
     cache = "beyond its cache" if reading.is_cached else "without a cache"
     line += f", {bound}{expected.sent:,.0f} tokens read to draw steps ({cache}){judged}"

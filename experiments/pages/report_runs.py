@@ -47,11 +47,11 @@ def report_runs(
     runs, written = [], [str(out)]
     for folder, rows in zip(folders, rows_by_folder, strict=True):
         trees = trees_of(rows, join_place(folder, "rows.jsonl"), genealogies)
-        behind = find_published_curves(rows, published)
-        runs.append(page_data(str(folder), rows, trees, behind))
+        background_curves = find_published_curves(rows, published)
+        runs.append(page_data(str(folder), rows, trees, background_curves))
         if tables:
             with local_folder(folder) as local:
-                _, names = write_files(rows, _title(rows), local, behind)
+                _, names = write_files(rows, _title(rows), local, background_curves)
             written += [f"{folder}/{name}" for name in names]
     write_page(runs, out)
     return f"Written: {', '.join(written)}"

@@ -1,9 +1,9 @@
 """Several processes, on one or several hosts, that divide the problems of one run.
 
 Each process has its own devices and models, so that no array spans two processes, and
-writes its own rows (`row_shards.py`). Processes communicate through the key-value store
-of JAX's coordination service, which process 0 serves: that they were started with the
-same arguments, that they are alive, and how each of them has ended. Collectives of
+writes its own rows (`rows/row_shards.py`). Processes communicate through the key-value
+store of JAX's coordination service, which process 0 serves: that they were started with
+the same arguments, that they are alive, and how each of them has ended. Collectives of
 devices would hang or reach their time limit, because one process may be hours ahead of
 another.
 

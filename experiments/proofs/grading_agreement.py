@@ -76,21 +76,23 @@ def grade_summaries(path: Path) -> list[dict[str, Any]]:
     check_regular(path)
     done = [json.loads(line) for line in path.open()] if path.exists() else []
     rows = list(summaries())
-    with GradingPool(get_grader("math")) as ours, GradingPool(ALONE) as alone:
+    with GradingPool(get_grader("math")) as math_pool, GradingPool(ALONE) as alone_pool:
         for start in range(len(done), len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            graded = _grade(part, ours, alone)
+            graded = _grade(part, math_pool, alone_pool)
             with path.open("a") as file:
                 file.writelines(json.dumps(row) + "\n" for row in graded)
             done += graded
             print(f"{len(done)} of {len(rows)} summaries", file=sys.stderr)
-        for pool in (ours, alone):
+        for pool in (math_pool, alone_pool):
             print(pool.summary(), file=sys.stderr)
     return done
 
 
 def _grade(
-    part: Sequence[tuple[str, str, str]], ours: GradingPool, alone: GradingPool
+    part: Sequence[tuple[str, str, str]],
+    math_pool: GradingPool,
+    alone_pool: GradingPool,
 ) -> list[dict[str, Any]]:
     forms = {name: gold_forms(problems()[name]["_raw_answer"]) for name, _, _ in part}
     answers = [extract_answer(text) for _, _, text in part]
@@ -99,9 +101,9 @@ def _grade(
         for (name, _, _), answer in zip(part, answers, strict=True)
         for i, form in enumerate(forms[name])
     ]
-    grades = iter(ours.grade(pairs))
+    grades = iter(math_pool.grade(pairs))
     by_math = [[next(grades) for _ in forms[name]] for name, _, _ in part]
-    by_alone = alone.grade(
+    by_alone = alone_pool.grade(
         [
             (Problem(name, "", forms[name][0], {"forms": forms[name]}), text)
             for name, _, text in part
@@ -115,11 +117,13 @@ def _grade(
             "summary": text,
             "answer": answer,
             "canonical": any(equivalent(form, answer) for form in forms[name]),
-            "math": any(grade.correct for grade in ours_too),
-            "alone": theirs.correct,
-            "failure": next((g.failure for g in ours_too if g.failure), theirs.failure),
+            "math": any(grade.correct for grade in math_grades),
+            "alone": alone_grade.correct,
+            "failure": next(
+                (g.failure for g in math_grades if g.failure), alone_grade.failure
+            ),
         }
-        for (name, title, text), answer, ours_too, theirs in zip(
+        for (name, title, text), answer, math_grades, alone_grade in zip(
             part, answers, by_math, by_alone, strict=True
         )
     ]
@@ -151,9 +155,9 @@ def compare_golds() -> tuple[Counter[tuple[bool, bool]], list[tuple[str, str]]]:
     counts: Counter[tuple[bool, bool]] = Counter()
     differ = []
     for pair, grade in zip(pairs, grades, strict=True):
-        ours = equivalent(*pair), grade.correct
-        counts[ours] += 1
-        if ours[0] != ours[1]:
+        verdicts = equivalent(*pair), grade.correct
+        counts[verdicts] += 1
+        if verdicts[0] != verdicts[1]:
             differ.append(pair)
     return counts, differ
 

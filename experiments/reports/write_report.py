@@ -99,8 +99,8 @@ def write_report(plan: ExperimentPlan, world: World, rows: Rows, folder: Place) 
         str(world.settings.get("task", "task")), len(world.problems), plan.num_seeds
     )
     with local_folder(folder) as local:
-        behind = find_published_curves(chosen_rows)
-        text, names = write_files(chosen_rows, title, local, behind)
+        background_curves = find_published_curves(chosen_rows)
+        text, names = write_files(chosen_rows, title, local, background_curves)
     return f"{text}\n\nWritten: {folder}/rows.jsonl, {', '.join(names)}"
 
 
@@ -152,34 +152,36 @@ def write_files(
             save_accuracy_plots(curves, unit, title, paths, published=published)
             names += pair
     budget = largest_common_budget(curves)
-    compared = compare_with_best(curves, budget) if budget else []
+    comparisons = compare_with_best(curves, budget) if budget else []
     paired = paired_section(curves, budget)
     rates = rates_section(curves, folder / "scaling_rate.json")
-    passed = pass_at_budgets(curves)
-    calibrated = calibrations(curves, budget) if budget else {}
-    if calibrated:
+    pass_points = pass_at_budgets(curves)
+    calibration_points = calibrations(curves, budget) if budget else {}
+    if calibration_points:
         pair = ["reliability.png", "reliability.pdf"]
         heading = f"{title}, N = {budget}"
-        save_reliability_plot(calibrated, heading, [folder / name for name in pair])
+        save_reliability_plot(
+            calibration_points, heading, [folder / name for name in pair]
+        )
         names += pair
     statistics = {
-        "compared_with_best": comparisons_as_json(compared),
+        "compared_with_best": comparisons_as_json(comparisons),
         "pairs": comparisons_as_json(
             compare(curves, challenger_pairs(curves), all_budgets(curves))
         ),
-        "pass_at_k": pass_as_json(passed),
-        "calibration": calibrations_as_json(calibrated),
+        "pass_at_k": pass_as_json(pass_points),
+        "calibration": calibrations_as_json(calibration_points),
     }
     write_text(folder / "statistics.json", json.dumps(statistics, indent=1) + "\n")
     head = f"# {title}\n\n{accuracy_text(curves)}\n\n{accuracy_table(curves)}"
     found = [*problem_notes(curves), *row_notes(rows)]
     notes = [*[f"Note: {note}" for note in found], *thinking_notes(rows)]
     sections = [head, cost_table(curves), *paired, *rates]
-    if len(passed) > 1:
-        sections += [PASS_MEANING, pass_table(passed)]
-    if calibrated:
+    if len(pass_points) > 1:
+        sections += [PASS_MEANING, pass_table(pass_points)]
+    if calibration_points:
         meaning = CALIBRATION_MEANING.format(budget=budget)
-        sections += [meaning, calibration_table(calibrated)]
+        sections += [meaning, calibration_table(calibration_points)]
     write_text(folder / "table.md", "\n\n".join([*sections, *notes]) + "\n")
     costs = cost_table(curves, [max(all_budgets(curves))])
     text = "\n\n".join([head, costs, *paired, *rates, *notes])
@@ -199,13 +201,13 @@ def paired_section(curves: Curves, budget: int | None) -> list[str]:
     """
     if budget is None:
         return []
-    compared = compare_with_best(curves, budget)
-    if compared:
-        return [f"{paired_text(compared)}\n{BEST_TEXT}", paired_table(compared)]
+    comparisons = compare_with_best(curves, budget)
+    if comparisons:
+        return [f"{paired_text(comparisons)}\n{BEST_TEXT}", paired_table(comparisons)]
     first, *others = (method for method, curve in curves.items() if budget in curve)
     pairs = challenger_pairs(curves) or [(other, first) for other in others]
-    compared = compare(curves, pairs, [budget])
-    return [paired_text(compared), paired_table(compared)] if compared else []
+    comparisons = compare(curves, pairs, [budget])
+    return [paired_text(comparisons), paired_table(comparisons)] if comparisons else []
 
 
 def rates_section(curves: Curves, path: Path) -> list[str]:

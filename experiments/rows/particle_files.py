@@ -72,7 +72,7 @@ PARTICLES = GzipMembers(
     check=_check_line,
     beginnings=(b'{"method": "', b'{"settings_id": "'),
 )
-"""How `append_only.py` recognises a file of particles."""
+"""How `files/append_only.py` recognises a file of particles."""
 
 
 def particles_place(rows: Place) -> Place:

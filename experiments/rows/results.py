@@ -1,10 +1,10 @@
 """Results on disk: one JSON line for each (method, budget, seed, problem).
 
 Rows are appended and flushed to disk as they finish, so that a killed run, or one whose
-disk is full, loses no row that has been written (`append_only.py`). An
-incomplete last line is moved to another file with a message, and its row is computed
-again. Every row refers to its settings, which are in the file once (`row_format.py`); a
-file with other settings is refused (`settings_check.py`).
+disk is full, loses no row that has been written (`files/append_only.py`). An incomplete
+last line is moved to another file with a message, and its row is computed again. Every
+row refers to its settings, which are in the file once (`row_format.py`); a file with
+other settings is refused (`settings_check.py`).
 
 The key of a row, (method, budget, seed, problem), is called a cell. Up to rounding, a
 row depends only on its cell and settings, and so do its random numbers. XLA sums in a

@@ -283,4 +283,4 @@ ROWS = JsonLines(
     _check_line,
     (b'{"method": "', b'{"settings_id": "'),
 )
-"""How `append_only.py` recognises a file of rows."""
+"""How `files/append_only.py` recognises a file of rows."""

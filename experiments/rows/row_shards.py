@@ -1,10 +1,10 @@
 """Rows in shards: every process writes its own shard and reads all.
 
 On local file systems process 0 writes ``rows.jsonl``, process 1 ``rows-1.jsonl`` and so
-on, and each process locks its file (`append_only.py`). Process 0 also locks the shards
-of processes that this run does not have, so that only one run writes at a time. Object
-stores have neither appends nor locks: there, every flush is a separate object in the
-folder ``rows``, with a unique name.
+on, and each process locks its file (`files/append_only.py`). Process 0 also locks the
+shards of processes that this run does not have, so that only one run writes at a time.
+Object stores have neither appends nor locks: there, every flush is a separate object in
+the folder ``rows``, with a unique name.
 
 It does not matter which process wrote a row: the next run, of any number of processes,
 reads all shards. When a run is complete, its first process collects all rows in

@@ -3,7 +3,7 @@
 A plan is divided into batches: (method, budget, seed, problems). They do not depend on
 what is already done. Rows are written while a batch runs (``chunks.py``), and a resumed
 run computes the others. Rows of methods that never resample are taken from one run at
-the largest budget (`shared_rollouts.py`).
+the largest budget (`plans/shared_rollouts.py`).
 
 Keys: all methods and budgets of a seed use `key(seed)`, so they share random numbers.
 """

@@ -131,6 +131,6 @@ def model_card(model: str, created: int) -> dict[str, Any]:
     return {"id": model, "object": "model", "created": created, "owned_by": "tsi"}
 
 
-def now() -> int:
+def unix_time() -> int:
     """Seconds since 1970."""
     return int(time.time())

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tsi.errors import ConfigurationError, PromptTooLongError
 from tsi.experiments.serving.api_error import ApiError
 from tsi.experiments.serving.chat_request import ChatRequest, Offer
-from tsi.experiments.serving.completion import Completion, now
+from tsi.experiments.serving.completion import Completion, unix_time
 from tsi.experiments.serving.conversation import Conversation, conversation_encoder
 from tsi.experiments.serving.engine_worker import Job
 from tsi.experiments.serving.extension import Run, describe_run
@@ -76,7 +76,9 @@ class Service(NamedTuple):
             id = completion_id
         if id is not None:
             problem = problem._replace(id=id)
-        completion = Completion(completion_id, self.offer.model, now(), num_tokens)
+        completion = Completion(
+            completion_id, self.offer.model, unix_time(), num_tokens
+        )
         return problem, completion
 
     def make_job(self, request: ChatRequest, problem: Problem) -> Job:
@@ -109,7 +111,7 @@ def make_service(world: World, task: Task, offer: Offer, limits: Limits) -> Serv
             "of clients have none; choose another reward."
         )
     encode = conversation_encoder(task, world.tokenizer)
-    return Service(world, task, world.tokenizer, encode, offer, limits, now())
+    return Service(world, task, world.tokenizer, encode, offer, limits, unix_time())
 
 
 def find_problem(task: Task, conversation: Conversation) -> Problem:

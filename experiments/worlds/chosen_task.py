@@ -45,6 +45,7 @@ def choose_problem(
     """The task and the problem that a text names.
 
     Args:
+        options: task or file, prompt and grader.
         text: the id of a problem of the task or file; a problem of a generated
             task; or else any question.
         has_policy: whether a policy is named: without task or file, the text is
@@ -73,6 +74,7 @@ def choose_questions(
     """The task of any question; None if the options name other problems.
 
     Args:
+        options: task or file, prompt and grader.
         text: a question.
         has_policy: whether a policy is named; without one, questions are those of the
             default task.
