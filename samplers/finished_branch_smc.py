@@ -196,10 +196,10 @@ def finished_branch_smc(
         share = log_mean_exp(log_remaining)
         shift = jnp.where(share == -jnp.inf, 0.0, share)
         # Rows that restart after all weight was lost have no mass.
-        lost = (new_population.log_evidence == -jnp.inf) & jnp.any(
+        is_lost = (new_population.log_evidence == -jnp.inf) & jnp.any(
             state.log_shares > -jnp.inf
         )
-        done = (share == -jnp.inf) | lost
+        done = (share == -jnp.inf) | is_lost
         population = new_population._replace(
             log_weights=log_remaining - shift,
             log_base=log_remaining - shift,

@@ -61,14 +61,14 @@ def exchange(
     def rescale(log_values: Float[Array, "N"]) -> Float[Array, "N"]:
         return jnp.where(has_weight, log_values[sources] + change, -jnp.inf)
 
-    copied = state._replace(
+    new_state = state._replace(
         log_weights=rescale(state.log_weights),
         log_base=rescale(state.log_base),
         log_potentials=log_potentials,
         log_scores=log_scores,
         finished=finished,
     )
-    return copied, sources
+    return new_state, sources
 
 
 @picklable

@@ -242,12 +242,14 @@ def suffix_metropolis(
         )
         new_state = _record_state(new_state, state, all_complete)
         parents = jnp.where(state.growing, state.slots, proposal_slots(state))
-        lost = ~jnp.isfinite(new_state.log_evidence) & jnp.isfinite(state.log_evidence)
+        is_lost = ~jnp.isfinite(new_state.log_evidence) & jnp.isfinite(
+            state.log_evidence
+        )
         info = ExplorerInfo(
             parents=parents,
             slots=parents,
             ess=undefined_ess(),
-            num_recoveries=lost.astype(jnp.int32),
+            num_recoveries=is_lost.astype(jnp.int32),
             num_invalid=count_invalid(reply, step_mask),
         )
         return new_state, info

@@ -114,14 +114,14 @@ def detach(error: BaseException) -> str:
         text = "".join(traceback.format_exception(error))
     except Exception:
         text = type(error).__name__
-    left, seen = [error], set()
-    while left:
-        one = left.pop()
-        if id(one) in seen:
+    pending, seen_ids = [error], set()
+    while pending:
+        one = pending.pop()
+        if id(one) in seen_ids:
             continue
-        seen.add(id(one))
+        seen_ids.add(id(one))
         one.__traceback__ = None
-        left += [x for x in (one.__cause__, one.__context__) if x is not None]
+        pending += [x for x in (one.__cause__, one.__context__) if x is not None]
     return text
 
 

@@ -76,9 +76,9 @@ def describe(value: Any) -> str:
             if name not in defaults or field is not defaults[name]
         }
         return _call(type(value).__name__, (), given)
-    changed = {n: v for n, v in fields.items() if recipe.fields[n] is not v}
+    changed_fields = {n: v for n, v in fields.items() if recipe.fields[n] is not v}
     line = _call(recipe.constructor.__name__, recipe.args, recipe.kwargs)
-    return line + (_call("._replace", (), changed) if changed else "")
+    return line + (_call("._replace", (), changed_fields) if changed_fields else "")
 
 
 def _call(name: str, args: tuple, kwargs: dict[str, Any]) -> str:

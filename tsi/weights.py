@@ -70,10 +70,10 @@ class CompensatedSum(NamedTuple):
         """Add a term; a sum of -inf stays -inf."""
         value = self.value + term
         larger = jnp.abs(self.value) >= jnp.abs(term)
-        lost = jnp.where(
+        rounding_error = jnp.where(
             larger, (self.value - value) + term, (term - value) + self.value
         )
-        rest = jnp.where(jnp.isfinite(value), self.rest + lost, 0.0)
+        rest = jnp.where(jnp.isfinite(value), self.rest + rounding_error, 0.0)
         # This makes `value` the rounded sum, and `rest` smaller than half an ulp.
         whole = value + rest
         return CompensatedSum(

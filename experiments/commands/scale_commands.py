@@ -187,8 +187,8 @@ def report(
     if out is None:
         first = places[0]
         out = (first if isinstance(first, Path) else Path()) / "report.html"
-    written = report_runs(
+    paths = report_runs(
         places, out, tables=tables, genealogies=genealogies, published=published
     )
-    print(written)
+    print(paths)
     return 0

@@ -264,8 +264,8 @@ def forecast(
             numbers = ["refused"] * len(numbers)
         label = get_method(run.method).label
         lines.append([label, f"{run.budget:,}", f"{run.problems:,}", *numbers])
-    accepted = {run: cost for run, cost in costs.items() if not cost.refusal}
-    line = note + _line(world, accepted, seconds, processes)
+    accepted_costs = {run: cost for run, cost in costs.items() if not cost.refusal}
+    line = note + _line(world, accepted_costs, seconds, processes)
     refusals = dict.fromkeys(cost.refusal for cost in costs.values() if cost.refusal)
     paragraphs = [
         *_memory(engine, target, prompt_tokens(world)),

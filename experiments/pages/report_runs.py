@@ -44,7 +44,7 @@ def report_runs(
     """
     rows_by_folder = [read_rows(join_place(folder, "rows.jsonl")) for folder in folders]
     check_writable(out)
-    runs, written = [], [str(out)]
+    runs, paths = [], [str(out)]
     for folder, rows in zip(folders, rows_by_folder, strict=True):
         trees = trees_of(rows, join_place(folder, "rows.jsonl"), genealogies)
         background_curves = find_published_curves(rows, published)
@@ -52,9 +52,9 @@ def report_runs(
         if tables:
             with local_folder(folder) as local:
                 _, names = write_files(rows, _title(rows), local, background_curves)
-            written += [f"{folder}/{name}" for name in names]
+            paths += [f"{folder}/{name}" for name in names]
     write_page(runs, out)
-    return f"Written: {', '.join(written)}"
+    return f"Written: {', '.join(paths)}"
 
 
 def _title(rows: Rows) -> str:

@@ -144,13 +144,13 @@ def method_settings(
     settings = dict(method.settings)
     if method.takes_max_steps:
         settings["max_steps"] = max_steps
-    recorded: dict[str, Any] = {"sampler": settings}
+    row_settings: dict[str, Any] = {"sampler": settings}
     if method.temperature is not None:
-        recorded["temperature"] = method.temperature
+        row_settings["temperature"] = method.temperature
     proposal = method.proposal_over(is_served)
     if proposal is not None:
-        recorded["proposal_temperature"] = proposal
-    return recorded
+        row_settings["proposal_temperature"] = proposal
+    return row_settings
 
 
 class MethodSettings(Mapping[str, dict[str, Any]]):

@@ -74,19 +74,19 @@ def math_verify_alone(problem: Problem, text: str) -> bool:
 def grade_summaries(path: Path) -> list[dict[str, Any]]:
     """The grades of every summary, appended to a file as they are found."""
     check_regular(path)
-    done = [json.loads(line) for line in path.open()] if path.exists() else []
+    graded_rows = [json.loads(line) for line in path.open()] if path.exists() else []
     rows = list(summaries())
     with GradingPool(get_grader("math")) as math_pool, GradingPool(ALONE) as alone_pool:
-        for start in range(len(done), len(rows), CHUNK):
+        for start in range(len(graded_rows), len(rows), CHUNK):
             part = rows[start : start + CHUNK]
-            graded = _grade(part, math_pool, alone_pool)
+            new_rows = _grade(part, math_pool, alone_pool)
             with path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in graded)
-            done += graded
-            print(f"{len(done)} of {len(rows)} summaries", file=sys.stderr)
+                file.writelines(json.dumps(row) + "\n" for row in new_rows)
+            graded_rows += new_rows
+            print(f"{len(graded_rows)} of {len(rows)} summaries", file=sys.stderr)
         for pool in (math_pool, alone_pool):
             print(pool.summary(), file=sys.stderr)
-    return done
+    return graded_rows
 
 
 def _grade(
@@ -169,14 +169,14 @@ def main(folder: Path) -> None:
     ``label``: whether the sentence gives the gold answer, whatever the graders found.
     """
     rows = grade_summaries(folder / "grades.jsonl")
-    labelled = folder / "labels.jsonl"
-    check_regular(labelled)
-    if not labelled.exists():
+    labels_path = folder / "labels.jsonl"
+    check_regular(labels_path)
+    if not labels_path.exists():
         selection = [{**row, "label": None} for row in sample(rows)]
-        labelled.write_text("".join(json.dumps(row) + "\n" for row in selection))
-        print(f"Fill in the field label of {labelled}, and run this again.")
+        labels_path.write_text("".join(json.dumps(row) + "\n" for row in selection))
+        print(f"Fill in the field label of {labels_path}, and run this again.")
         return
-    labels = [json.loads(line) for line in labelled.open()]
+    labels = [json.loads(line) for line in labels_path.open()]
     folder.with_suffix(".md").write_text(page(rows, labels, compare_golds()))
 
 

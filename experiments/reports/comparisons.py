@@ -72,17 +72,19 @@ def compare(
         pairs: names of methods.
         budgets: to compare at.
     """
-    found = [
+    differences = [
         (a, b, n, _difference(*common), len(common[0].correct))
         for n in budgets
         for a, b in pairs
         if n in curves[a] and n in curves[b]
         if (common := on_common_problems(curves[a][n], curves[b][n])) is not None
     ]
-    adjusted = holm([result.p_value for _, _, _, result, _ in found])
+    adjusted = holm([result.p_value for _, _, _, result, _ in differences])
     return [
         Comparison(a, b, n, result, float(p), _needed(result, num_problems))
-        for (a, b, n, result, num_problems), p in zip(found, adjusted, strict=True)
+        for (a, b, n, result, num_problems), p in zip(
+            differences, adjusted, strict=True
+        )
     ]
 
 

@@ -46,9 +46,9 @@ def row_notes(rows: Rows) -> list[str]:
     num_ungraded = [row.get("num_ungraded") or 0 for row in rows.values()]
     notes = []
     if any(num_ungraded):
-        answered = sum(row.get("num_answered") or 0 for row in rows.values())
+        num_answered = sum(row.get("num_answered") or 0 for row in rows.values())
         notes.append(
-            f"{sum(num_ungraded):,} of {answered:,} answers, in "
+            f"{sum(num_ungraded):,} of {num_answered:,} answers, in "
             f"{sum(map(bool, num_ungraded)):,} of {len(rows):,} runs, could not be "
             "graded and count as wrong; `tsi regrade` grades them again."
         )

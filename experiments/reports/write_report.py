@@ -174,8 +174,8 @@ def write_files(
     }
     write_text(folder / "statistics.json", json.dumps(statistics, indent=1) + "\n")
     head = f"# {title}\n\n{accuracy_text(curves)}\n\n{accuracy_table(curves)}"
-    found = [*problem_notes(curves), *row_notes(rows)]
-    notes = [*[f"Note: {note}" for note in found], *thinking_notes(rows)]
+    note_texts = [*problem_notes(curves), *row_notes(rows)]
+    notes = [*[f"Note: {note}" for note in note_texts], *thinking_notes(rows)]
     sections = [head, cost_table(curves), *paired, *rates]
     if len(pass_points) > 1:
         sections += [PASS_MEANING, pass_table(pass_points)]

@@ -243,11 +243,11 @@ def _new_lines(
     settings_ids: set[str] = set()
     for line in lines:
         row = json.loads(line.content) | fields[line.cell]
-        changed = changes[line.settings_id]
+        change = changes[line.settings_id]
         settings = {
             name: value
-            for name, value in {**line.settings, **changed}.items()
-            if value is not None or name not in changed
+            for name, value in {**line.settings, **change}.items()
+            if value is not None or name not in change
         }
         if line.is_inline:
             row[SETTINGS] = settings

@@ -53,13 +53,13 @@ def regrade_run(
         file = {"problems_sha256": file_sha256(problems)}
 
     def grading_of(settings: Mapping[str, Any]) -> Grading:
-        chosen = choose_grading(settings, grader, pools)
+        grading = choose_grading(settings, grader, pools)
         if problems is not None and "problems_sha256" not in settings:
             raise ConfigurationError(
                 f"{place} has rows of the task {settings.get('task')!r}, which has no "
                 "file of problems; leave --problems out."
             )
-        return chosen._replace(settings=dict(chosen.settings) | file)
+        return grading._replace(settings=dict(grading.settings) | file)
 
     correct = None
     if problems is not None:
@@ -108,8 +108,8 @@ def choose_grading(
     Raises:
         TsiError: there is no such task or grader.
     """
-    recorded = settings.get("grader")
-    name = None if recorded is None else str(recorded)
+    recorded_grader = settings.get("grader")
+    name = None if recorded_grader is None else str(recorded_grader)
     task = task_of(settings)
     if grader is None:
         return _own_grading(task, name, pools)
@@ -120,8 +120,8 @@ def choose_grading(
                 "own; choose one with --grader, such as math."
             )
         in_task = BENCHMARKS[task] if task in BENCHMARKS else get_task(task)
-        own = _own_grading(task, in_task.grader, pools)
-        return own._replace(settings={"grader": in_task.grader})
+        own_grading = _own_grading(task, in_task.grader, pools)
+        return own_grading._replace(settings={"grader": in_task.grader})
     return _grading_by(grader, task, pools)._replace(settings={"grader": grader})
 
 

@@ -225,10 +225,10 @@ def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
     is_missing = True
     for name, lines in read_shards(path):
         is_missing = False
-        own: set[Cell] = set()
+        own_cells: set[Cell] = set()
         for line in parse_rows(name, lines):
             line.row[SETTINGS] = line.settings
-            if line.cell in own and rows[line.cell] != line.row:
+            if line.cell in own_cells and rows[line.cell] != line.row:
                 raise ResultsError(
                     f"{name}, line {line.number}, has another row of {line.cell} than "
                     "a line before it. Rows of several runs can be in one file only if "
@@ -237,7 +237,7 @@ def read_rows(path: Place) -> dict[Cell, dict[str, Any]]:
                 )
             if line.cell not in rows:
                 rows[line.cell] = line.row
-                own.add(line.cell)
+                own_cells.add(line.cell)
     if is_missing:
         raise ResultsError(f"There is no results file {path}; run `tsi scale` first.")
     if not rows:

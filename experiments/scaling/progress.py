@@ -110,11 +110,11 @@ class Progress:
 
     def _print_measurement(self) -> None:
         """Print the forecast again, from the rollouts that have ended."""
-        total, left = self._bar.total, self._bar.total - self._bar.n
+        total, num_left = self._bar.total, self._bar.total - self._bar.n
         per_rollout = self._tokens / self._rollouts
-        if not (left and self._visible):
+        if not (num_left and self._visible):
             return
-        seconds = (time.monotonic() - self._start) * left / self._rollouts
+        seconds = (time.monotonic() - self._start) * num_left / self._rollouts
         text = (
             f"measured on the first {self._rollouts:,} rollouts: {per_rollout:,.0f} "
             f"tokens per rollout, so about {per_rollout * total:,.0f} tokens in all, "

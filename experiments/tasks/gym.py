@@ -215,14 +215,14 @@ def _with_members(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
         ValueError: an enumeration has no such member.
     """
     declared = get_type_hints(config)
-    found = dict(settings)
+    members = dict(settings)
     for name, value in settings.items():
         hint: Any = declared.get(name)
         for kind in get_args(hint) or (hint,):
             if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
                 continue
             if kind is hint:
-                found[name] = kind(value)
+                members[name] = kind(value)
             elif isinstance(value, list):
-                found[name] = [kind(item) for item in value]
-    return found
+                members[name] = [kind(item) for item in value]
+    return members

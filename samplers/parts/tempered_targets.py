@@ -233,14 +233,16 @@ def tempered_explorer(
         new_state = _select(
             level_is_complete, end_level(key_resample, moved_state), moved_state
         )
-        lost = jnp.isfinite(state.log_evidence) & (new_state.log_evidence == -jnp.inf)
+        is_lost = jnp.isfinite(state.log_evidence) & (
+            new_state.log_evidence == -jnp.inf
+        )
         return new_state, ExplorerInfo(
             parents=state.parents,
             slots=slots,
             ess=new_state.ess,
             # A pilot that loses all weight changes no weight of the main run, but a
             # reward that is not a number is a fault in both.
-            num_recoveries=(lost & ~state.pilot).astype(jnp.int32),
+            num_recoveries=(is_lost & ~state.pilot).astype(jnp.int32),
             num_invalid=count_invalid(reply, steps),
         )
 

@@ -26,11 +26,11 @@ def run_concurrently(
         Stopped: Ctrl-C was typed, or SIGTERM came; all lanes have stopped.
     """
     stop = StopEvent()
-    merged = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
+    ended_problems = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
     try:
         while True:
             with defer_interrupts(stop):
-                ended_problem = next(merged, None)
+                ended_problem = next(ended_problems, None)
             if ended_problem is None:
                 break
             yield ended_problem
@@ -40,7 +40,7 @@ def run_concurrently(
             raise Stopped(stop.number)
     finally:
         stop.set()
-        merged.close()  # type: ignore[attr-defined]
+        ended_problems.close()  # type: ignore[attr-defined]
 
 
 def _merge(
@@ -62,13 +62,13 @@ def _merge(
     for thread in threads:
         thread.start()
     try:
-        left = len(threads)
-        while left:
+        num_running = len(threads)
+        while num_running:
             item = items.get()
             if isinstance(item, BaseException):
                 raise item
             if item is None:
-                left -= 1
+                num_running -= 1
             else:
                 yield item
     except BaseException:

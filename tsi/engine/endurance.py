@@ -89,7 +89,7 @@ class Endurance:
             # alive.
             self._reports, self._lane = self._all_reports(), None
             lane = None  # type: ignore[assignment]
-            fewer = half_of(self.sizes)
+            smaller_sizes = half_of(self.sizes)
             if self.sizes.slots == self.sizes.problems == 1:
                 # The others may need less memory.
                 lack = OutOfMemoryError(
@@ -101,12 +101,12 @@ class Endurance:
             warnings.warn(
                 f"Memory ran out with {self.sizes.slots} slots and "
                 f"{self.sizes.problems} problems at once ({failure}); continuing with "
-                f"{fewer.slots} and {fewer.problems}. No result is lost or changed. "
-                "Give the engine a smaller max_rows.",
+                f"{smaller_sizes.slots} and {smaller_sizes.problems}. No result is "
+                "lost or changed. Give the engine a smaller max_rows.",
                 MemoryWarning,
                 stacklevel=2,
             )
-            self.sizes = fewer
+            self.sizes = smaller_sizes
 
     def _report_progress(self) -> None:
         """Call the user's function; its own lack of memory is not that of the lane."""

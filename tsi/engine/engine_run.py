@@ -157,10 +157,10 @@ class EngineRun:
     def _report_progress(self) -> None:
         """Call the user's function with the progress."""
         if self.progress is not None:
-            written = sum(lane.num_written for lane in self._lanes)
+            num_written = sum(lane.num_written for lane in self._lanes)
             seconds = time.perf_counter() - self._start_time
             num_ended, problems = self._num_ended, len(self.problems)
-            self.progress(Progress(num_ended, problems, written, seconds))
+            self.progress(Progress(num_ended, problems, num_written, seconds))
 
     def _names_of_invalid(self) -> str:
         """How a warning names the problems that had invalid weights."""

@@ -65,12 +65,12 @@ class ProblemLoop(abc.ABC):
             stop: when it is set, unfinished problems are abandoned.
             report_progress: function called after each round of work on the rows.
         """
-        left, population = collections.deque(problems), self.population
-        while (left or population.occupancy.any()) and not stop.is_set():
+        remaining, population = collections.deque(problems), self.population
+        while (remaining or population.occupancy.any()) and not stop.is_set():
             free = np.flatnonzero(~population.occupancy)
-            count = num_to_enter(len(free), len(left), population.places)
+            count = num_to_enter(len(free), len(remaining), population.places)
             if count:
-                self._enter([left.popleft() for _ in range(count)], free[:count])
+                self._enter([remaining.popleft() for _ in range(count)], free[:count])
             # Chains may repeat steps for many turns without other work.
             while not stop.is_set() and (ready := population.is_ready).any():
                 yield from self._decide(ready)

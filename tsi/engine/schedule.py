@@ -8,18 +8,18 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 
-def num_to_enter(free: int, left: int, places: int) -> int:
+def num_to_enter(free: int, remaining: int, places: int) -> int:
     """How many problems enter now.
 
     Several enter together, since an entry costs as much as a turn of all problems.
 
     Args:
         free: number of free places.
-        left: number of problems that have not entered yet.
+        remaining: number of problems that have not entered yet.
         places: number of places.
     """
-    is_enough = free >= min(left, -(-places // 4))
-    return min(free, left) if is_enough else 0
+    is_enough = free >= min(remaining, -(-places // 4))
+    return min(free, remaining) if is_enough else 0
 
 
 def num_to_wait_for(

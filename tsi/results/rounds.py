@@ -39,12 +39,12 @@ def merge_rounds(rounds: Sequence[Result]) -> Result:
             for r, log_evidence in zip(rounds, log_evidences, strict=True)
         ]
     )
-    lost = math.isinf(evidence.log_mean)
-    log_weights = np.zeros_like(log_weights) if lost else log_weights
-    log_weights -= 0.0 if lost else evidence.log_mean
+    is_lost = math.isinf(evidence.log_mean)
+    log_weights = np.zeros_like(log_weights) if is_lost else log_weights
+    log_weights -= 0.0 if is_lost else evidence.log_mean
     squares = np.exp(2 * log_weights).sum()
     ess = np.exp(log_weights).sum() ** 2 / squares if squares else 0.0
-    weighted = estimand.is_weighted_sample
+    is_weighted = estimand.is_weighted_sample
     particles = join_particles([r.particles for r in rounds])
     diagnostics = [r.diagnostics for r in rounds]
     return build_result(
@@ -52,13 +52,13 @@ def merge_rounds(rounds: Sequence[Result]) -> Result:
         estimand,
         particles._replace(log_weights=log_weights),
         Steps(
-            ess=np.array([ess if weighted else math.nan], weight_dtype()),
+            ess=np.array([ess if is_weighted else math.nan], weight_dtype()),
             ancestors=join_genealogies([r.steps.ancestors for r in rounds]),
         ),
         Diagnosis(
             evidence.standard_error**2,
             answer_errors_between(rounds),
-            pareto_k(log_weights) if weighted and not lost else math.nan,
+            pareto_k(log_weights) if is_weighted and not is_lost else math.nan,
         ),
         log_evidence=evidence.log_mean,
         num_recoveries=sum(d.num_recoveries for d in diagnostics),

@@ -90,8 +90,8 @@ class Abilities(NamedTuple):
 
     def knows_replay(self, controls: Controls) -> bool:
         """Whether log p of a given step is exact under these controls."""
-        known = self.knows_log_prob(controls)
-        return self.reads_prompts and controls.is_plain and known
+        is_known = self.knows_log_prob(controls)
+        return self.reads_prompts and controls.is_plain and is_known
 
     def store(self, controls: Controls) -> "ServedStore":
         """A target with the capabilities that explorers may use over this server."""

@@ -47,12 +47,12 @@ async def fit_fields(
     drawing = Drawing(identity.model, Controls(), ())
     if await takes_fields(client, identity.dialect, requests, drawing):
         return identity
-    known = [
+    known_names = [
         name
         for name in EXTENSIONS
         if await takes_fields(client, TextServer([name]), requests, drawing)
     ]
-    dialect = TextServer(known)
+    dialect = TextServer(known_names)
     await draw_steps(client, dialect, requests, drawing)
     return identity._replace(dialect=dialect)
 

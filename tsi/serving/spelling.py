@@ -125,16 +125,18 @@ class ServerTokenizer:
         Raises:
             ConfigurationError: see above.
         """
-        other = not value if isinstance(value, bool) else "another value"
-        own = self._render(EXAMPLE_CHAT, self._switches)
+        other_value = not value if isinstance(value, bool) else "another value"
+        own_ids = self._render(EXAMPLE_CHAT, self._switches)
         try:
-            changed = self._render(EXAMPLE_CHAT, self._switches | {switch: other})
+            changed_ids = self._render(
+                EXAMPLE_CHAT, self._switches | {switch: other_value}
+            )
         except TransientError:
             raise
         except ServerError:
             # The template has read the other value, and refuses it.
             return
-        if changed == own:
+        if changed_ids == own_ids:
             raise ConfigurationError(
                 f"The chat template of {self.name} does not read {switch}, or this "
                 "server is too old to pass it on. Leave the switch out, or name the "

@@ -222,7 +222,7 @@ async def gather_answers(
         for task in tasks:
             task.cancel()
         raise
-    extensions = [extension for own, _ in answers for extension in own]
+    extensions = [extension for group, _ in answers for extension in group]
     if any(scores is None for _, scores in answers):
         return extensions, None
     return extensions, [score for _, scores in answers for score in scores or []]
