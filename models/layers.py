@@ -121,10 +121,10 @@ def product_in_float32(
         matrix: the right factor, of a float type or quantised.
         scale: of a quantised matrix, see :mod:`tsi.models.quantized`.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
     if scale is not None:
-        return quantized.product(x, matrix, scale, wide).astype(jnp.float32)
-    product = jnp.matmul(x, matrix, preferred_element_type=wide)
+        return quantized.product(x, matrix, scale, dtype).astype(jnp.float32)
+    product = jnp.matmul(x, matrix, preferred_element_type=dtype)
     return product.astype(jnp.float32)
 
 

@@ -53,23 +53,23 @@ def quantize_matrix(
         kind: one of `KINDS`.
         path: in the module; the outputs of the embedding are its tokens.
     """
-    wide = matrix.astype(jnp.float32)
+    values = matrix.astype(jnp.float32)
     axis = -1 if path == "trunk.embedding" else -2
     # Matrices that do not divide into groups are small, and get int8.
     if kind == "int8" or axis == -1 or matrix.shape[-2] % GROUP:
-        scale = jnp.max(jnp.abs(wide), axis=axis, keepdims=True) / 127
+        scale = jnp.max(jnp.abs(values), axis=axis, keepdims=True) / 127
         scale = jnp.where(scale > 0, scale, 1.0)
-        whole = jnp.round(wide / scale).astype(jnp.int8)
-        return whole, jnp.squeeze(scale, axis)
+        integers = jnp.round(values / scale).astype(jnp.int8)
+        return integers, jnp.squeeze(scale, axis)
     *stack, inputs, outputs = matrix.shape
-    groups = wide.reshape(*stack, inputs // GROUP, GROUP, outputs)
+    groups = values.reshape(*stack, inputs // GROUP, GROUP, outputs)
     # The largest entry of a group becomes -8, the end of the grid with one more step.
     largest = jnp.argmax(jnp.abs(groups), axis=-2, keepdims=True)
     scale = jnp.take_along_axis(groups, largest, axis=-2) / -8
     scale = jnp.where(scale != 0, scale, 1.0).astype(jnp.bfloat16)
-    whole = jnp.round(groups / scale.astype(jnp.float32))
-    whole = (jnp.clip(whole, -8, 7) + 8).astype(jnp.uint8)
-    pairs = whole.reshape(*stack, inputs // 2, 2, outputs)
+    integers = jnp.round(groups / scale.astype(jnp.float32))
+    integers = (jnp.clip(integers, -8, 7) + 8).astype(jnp.uint8)
+    pairs = integers.reshape(*stack, inputs // 2, 2, outputs)
     packed = pairs[..., 0, :] | (pairs[..., 1, :] << 4)
     return packed, jnp.squeeze(scale, -2)
 
@@ -95,8 +95,8 @@ def product(
         dtype: of the sums.
     """
     if scale.ndim == 1:
-        whole = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=dtype)
-        return (whole * scale).astype(dtype)
+        sums = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=dtype)
+        return (sums * scale).astype(dtype)
     matrix = matrix_of(kernel, scale, x.dtype)
     return jnp.matmul(x, matrix, preferred_element_type=dtype)
 

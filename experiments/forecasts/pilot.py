@@ -32,7 +32,7 @@ class Pilot(NamedTuple):
     Attributes:
         tokens: mean number of tokens per solution.
         stderr: of the mean, clustered by problem; NaN for a single problem.
-        problems: number of problems.
+        problems: number of problems, without those that failed.
         seconds: that the pilot took, compilation included.
     """
 
@@ -102,11 +102,14 @@ def run_pilot(world: World, num_problems: int) -> Pilot:
 
 
 def measure_length(world: World, num_problems: int) -> tuple[World, Pilot]:
-    """A world that knows the length of a solution, by a pilot.
+    """Measure the length of a solution by a pilot.
 
     Args:
         world: see `run_pilot`.
         num_problems: see `run_pilot`.
+
+    Returns:
+        The world, which now knows the length, and the pilot.
 
     Raises:
         ConfigurationError: see `run_pilot`.
