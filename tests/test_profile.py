@@ -215,6 +215,19 @@ def test_a_recorder_reports_every_run_of_a_method():
     assert "row utilisation" in text
 
 
+def test_a_recorder_keeps_the_report_of_a_stream():
+    class Streaming:
+        report = None
+
+        def stream(self, *results, exact):
+            yield from results
+            self.report = exact
+
+    recorder = Recorder(Streaming())
+    assert list(recorder.stream(1, 2)) == [1, 2]
+    assert recorder.reports == [True]
+
+
 @pytest.mark.long
 def test_the_command_prints_parts_that_sum_and_a_trace(capsys, tmp_path):
     arguments = ["--num-problems", "2", "--budget", "2", "--trace", str(tmp_path)]
