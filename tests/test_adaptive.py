@@ -152,12 +152,13 @@ def test_a_rule_that_fails_costs_its_problem():
     assert [result.problem_id for result in raised.value.results] == [1, 2]
 
 
-def test_a_signal_between_rounds_keeps_the_problems_that_had_stopped():
+@pytest.mark.parametrize("error", [Stopped(signal.SIGTERM), KeyboardInterrupt()])
+def test_a_signal_between_rounds_keeps_the_problems_that_had_stopped(error):
     world = fake_world(2)
 
     def stop(rounds):
         if rounds[0].problem_id == 1:
-            raise Stopped(signal.SIGTERM)
+            raise error
         return True
 
     with pytest.raises(Stopped) as raised:

@@ -1,6 +1,8 @@
 """Rows are written while a batch runs, and none is lost when it is interrupted."""
 
+import re
 import signal
+import threading
 
 import pytest
 from fake_world import FakeEngine, fake_world
@@ -8,7 +10,9 @@ from fake_world import FakeEngine, fake_world
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments.plans.plan import batches, make_plan
 from tsi.experiments.rows.results import read_rows
+from tsi.experiments.rows.row_writer import RowWriter
 from tsi.experiments.scaling import chunks
+from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.scaling.scale import run_plan
 from tsi.results.result import Result
 
@@ -48,6 +52,7 @@ def rows_at_each_result(path, monkeypatch, *, seconds, rows):
 
 
 WRITERS = []
+IS_IDLE = chunks.BackgroundWriter.is_idle
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +65,8 @@ def writers(monkeypatch):
         return real(writer)
 
     monkeypatch.setattr(chunks.BackgroundWriter, "__enter__", enter)
+    # Otherwise the sizes of chunks depend on the speed of the writer.
+    monkeypatch.setattr(chunks.BackgroundWriter, "is_idle", True)
     yield
     WRITERS.clear()
 
@@ -155,3 +162,55 @@ def test_a_signal_while_results_are_handed_over_loses_none(tmp_path, monkeypatch
     with pytest.raises(Stopped):
         run_plan(PLAN, fake_world(6, rows=8), path, progress=False)
     assert len(read_rows(path)) == 2
+
+
+def test_a_slow_writer_does_not_hold_up_the_engine_at_once(tmp_path, monkeypatch):
+    writing, sizes = threading.Event(), []
+    real = RowWriter.write
+
+    def write(writer, batch, results, missing):
+        sizes.append(len(results))
+        writing.wait(60)
+        real(writer, batch, results, missing)
+
+    monkeypatch.setattr(RowWriter, "write", write)
+    monkeypatch.setattr(chunks.BackgroundWriter, "is_idle", IS_IDLE)
+
+    def watch(place, progress):
+        # The first chunk of two is being written until seven more have ended.
+        if place == 9:
+            writing.set()
+
+    world = fake_world(12, rows=8)._replace(engine=Watched(watch, rows=8))
+    path = tmp_path / "rows.jsonl"
+    run_plan(PLAN, world, path, progress=False)
+    assert sizes[0] == 2
+    assert sizes[1] > 2
+    assert len(read_rows(path)) == 12
+
+
+def test_problems_with_rows_are_no_work_of_a_resumed_run(tmp_path, capsys, monkeypatch):
+    begun = []
+    begin = Progress.begin
+
+    def watch_begin(bar, batch, num_missing):
+        begin(bar, batch, num_missing)
+        begun.append((num_missing, bar._bar.n, getattr(bar._bar, "initial", None)))
+
+    monkeypatch.setattr(Progress, "begin", watch_begin)
+    path = tmp_path / "rows.jsonl"
+
+    def watch(place, progress):
+        if place == 40:
+            raise Stopped(15)
+
+    world = fake_world(50, rows=4)._replace(engine=Watched(watch, rows=4))
+    with pytest.raises(Stopped):
+        run_plan(PLAN, world, path, progress=False)
+    capsys.readouterr()
+    run_plan(PLAN, fake_world(50, rows=4), path)
+    shown = capsys.readouterr().err
+    assert begun[1:] == [(10, 160, 160)]
+    (measured,) = re.findall("measured on .*", shown)
+    assert "first 8 rollouts" in measured
+    assert "50/50 cells" in shown

@@ -119,3 +119,15 @@ def test_the_command_line_has_a_pilot(capsys, tmp_path):
     assert "--pilot needs --dry-run" in capsys.readouterr().err
     assert main(["solve", "1+1+1+1", "--pilot", "1", "--dry-run"]) == 0
     assert "A pilot of 2 rollouts on 1 problem took" in capsys.readouterr().out
+
+
+def test_a_pilot_that_fails_does_not_end_the_run(world, monkeypatch):
+    def fail(*_):
+        raise ProblemError({3: ValueError("no")})
+
+    monkeypatch.setattr(pilot, "run_method", fail)
+    unknown = world._replace(typical_tokens=None)
+    speed = DryRun(dry_run=True, flops_per_second=1e9, pilot=4)
+    line = forecast_runs(unknown, [Run("smc", 8, 12)], speed).line
+    assert line.startswith("The pilot found no length of a solution: 1 problem failed")
+    assert "No worked solutions say how long" in line

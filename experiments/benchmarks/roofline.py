@@ -147,7 +147,7 @@ def table(config: DecoderConfig = QWEN_7B, work: Work = Work()) -> str:  # noqa:
             "chips",
             "rows per group",
             "ms per token of all rows",
-            "of it waits for",
+            "limited by",
             "ms to read one more",
             "tokens/s written",
             "steps/s",

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tsi.errors import ProblemError
 from tsi.experiments.command import REFUSED
 from tsi.experiments.model_options import DryRun, ModelOptions
 
@@ -53,8 +54,12 @@ def forecast_runs(
         pilot_problems = 0 if dry.dry_run else default_num_problems(world, rollouts)
     note = ""
     if pilot_problems and rollouts:
-        world, pilot = measure_length(world, pilot_problems)
-        note = f"{pilot} "
+        try:
+            world, pilot = measure_length(world, pilot_problems)
+            note = f"{pilot} "
+        except ProblemError as error:
+            # Other problems may succeed, and the run itself says which do not.
+            note = f"The pilot found no length of a solution: {error} "
     return forecast(world, runs, dry.flops_per_second, processes=processes, note=note)
 
 

@@ -97,6 +97,11 @@ class BackgroundWriter:
         self._executor = ThreadPoolExecutor(1, "row-writer")
         self._pending: Future[None] | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether all given results are written."""
+        return self._pending is None or self._pending.done()
+
     def write(
         self, batch: Batch, results: Sequence[Result], missing: set[Cell]
     ) -> None:

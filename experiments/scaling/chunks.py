@@ -1,8 +1,8 @@
 """The results of a batch are graded and written in chunks, while the batch runs.
 
 A chunk is written when it has as many problems as the engine runs at once, or when its
-first problem has waited for `MAX_WAIT`. A kill costs the problems that have not been
-written.
+first problem has waited for `MAX_WAIT` when a burst or a problem ends. A kill costs the
+problems that have not been written.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ from tsi.experiments.worlds.world import World
 from tsi.results.result import Result
 
 MAX_WAIT = 10.0
-"""Seconds that the result of a problem may wait for others."""
+"""Seconds that a result may wait for others, while the writer is idle."""
+MAX_CHUNKS = 4
+"""Chunks that may wait for the writer before the engine does."""
 
 
 class Chunks:
@@ -47,6 +49,7 @@ class Chunks:
         self._results: list[Result] = []
         self._start, self._lock = 0.0, threading.RLock()
         self._in_rounds = get_method(batch.source).rounds is not None
+        self._problems = [x for x in batch.problems if self._lacks_row(x.id)]
 
     def run(self, world: World) -> None:
         """Run the problems of the batch that lack a row, and write their chunks.
@@ -60,11 +63,12 @@ class Chunks:
             Stopped: a signal came.
         """
         batch = self._batch
+        self._bar.begin(batch, len(self._problems))
         stream = stream_method(
             world,
             batch.source,
             jax.random.key(batch.seed),
-            [problem for problem in batch.problems if self._lacks_row(problem.id)],
+            self._problems,
             batch.num_particles,
             progress=lambda _: self._write_if_due(),
         )
@@ -88,8 +92,10 @@ class Chunks:
         # With several groups of devices, their threads report the progress.
         with self._lock:
             wait = time.monotonic() - self._start
-            is_full = len(self._results) >= self._batch.at_once
-            if self._results and (is_full or wait > MAX_WAIT):
+            size, at_once = len(self._results), self._batch.at_once
+            is_due = size >= at_once or (size > 0 and wait > MAX_WAIT)
+            # A slow grader does not hold up the engine before it is far behind.
+            if is_due and (self._background.is_idle or size >= MAX_CHUNKS * at_once):
                 self._write()
 
     def _write(self) -> None:

@@ -59,10 +59,21 @@ class Progress:
             disable=not visible,
         )
 
-    def begin(self, batch: Batch) -> None:
-        """Show what is computed now."""
+    def begin(self, batch: Batch, num_missing: int) -> None:
+        """Show what is computed now.
+
+        Args:
+            batch: a call of the engine.
+            num_missing: number of its problems that lack a row.
+        """
         self._text, self._batch = describe_batch(batch), batch
-        self._waiting = len(batch.problems)
+        self._waiting = num_missing
+        num_done = len(batch.problems) - num_missing
+        self._cells_done += len(batch.outcomes) * num_done
+        # The time that is left follows from what this run itself has computed.
+        if self._visible:
+            self._bar.n += batch.num_particles * num_done
+            self._bar.initial += batch.num_particles * num_done
         self._show()
 
     def advance(self, results: Sequence[Result]) -> None:
@@ -81,7 +92,7 @@ class Progress:
             self._print_measurement()
 
     def end(self) -> None:
-        """Count the problems of the batch that had rows already, or have failed."""
+        """Count the problems of the batch that have failed."""
         self._cells_done += len(self._batch.outcomes) * self._waiting
         self._show()
         self._bar.update(self._batch.num_particles * self._waiting)

@@ -131,7 +131,6 @@ def _run_batches(
         for batch, is_done in zip(plan_batches, is_done_list, strict=True):
             if is_done:
                 continue
-            bar.begin(batch)
             missing = writer.find_missing(batch)
             with Chunks(batch, missing, background, bar) as chunks:
                 try:

@@ -7,6 +7,7 @@ particles until its error is small. Easy problems stop early and leave the batch
 ledger of a result contains the cost of all rounds of its problem.
 """
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,10 @@ def run_rounds(
         # A signal may come between two rounds, too.
         error.results = tuple(state.results())
         raise error from state.failure
+    except KeyboardInterrupt as error:
+        stopped = Stopped(signal.SIGINT)
+        stopped.results = tuple(state.results())
+        raise stopped from error
     if state.failure is not None:
         state.failure.results = tuple(state.results())
         raise state.failure
