@@ -104,7 +104,7 @@ def test_an_extract_that_raises_costs_its_problem(runner):
         return extract(text)
 
     name = results[place].problem_id
-    sentence = rf"1 problems .* {name} \(ZeroDivision"
+    sentence = rf"1 problem .* {name} \(ZeroDivision"
     with pytest.raises(ProblemError, match=sentence) as caught:
         runner.run(sampler, KEY, PROBLEMS, 16, extract=fails, temperature=20.0)
     assert set(caught.value.failures) == {name}

@@ -114,7 +114,7 @@ def test_a_function_that_fails_costs_its_problem(monkeypatch, name, reads):
             raise ZeroDivisionError("not these letters")
         return count(texts)
 
-    with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
+    with pytest.raises(ProblemError, match=r"1 problem .*3 \(ZeroD") as caught:
         results(TextReward(fails, tiny.decode), SAMPLERS[name])
     assert caught.value.steps[3] >= 1
     assert f"at step {caught.value.steps[3]})" in str(caught.value)
@@ -250,7 +250,7 @@ def test_a_problem_that_fails_as_steps_are_repeated_leaves_no_row_behind(monkeyp
     whole = results(Verifier(check, tiny.decode), sampler)
     monkeypatch.setattr(StepReader, "repeat", watch)
     monkeypatch.setattr(Lane, "_decide", check_queue)
-    with pytest.raises(ProblemError, match=r"1 problems .*3 \(ZeroD") as caught:
+    with pytest.raises(ProblemError, match=r"1 problem .*3 \(ZeroD") as caught:
         results(Verifier(fails, tiny.decode), sampler)
     kept = [result for result in whole if result.problem_id != 3]
     for left, right in zip(caught.value.results, kept, strict=True):
