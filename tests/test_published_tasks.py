@@ -137,7 +137,7 @@ def test_files_of_another_layout_or_size_are_refused(cache, monkeypatch):
     with pytest.raises(ConfigurationError, match="line 1, does not have the layout"):
         get_task("math500")
     put("math500", LAYOUTS["math500"], 500)
-    with pytest.raises(ConfigurationError, match="has 1 problem of math500, which"):
+    with pytest.raises(ConfigurationError, match="has 1 problems of math500, which"):
         get_task("math500")
 
 
