@@ -53,8 +53,8 @@ def run_method(
     method = get_method(name)
     # Each round has shared its own time among the problems that took part in it. The
     # seconds of a method without the reward stay NaN, since the engine evaluates it.
-    has_seconds = method.rounds is not None or is_priced_without_reward(method)
-    return collect(stream, problems, None if has_seconds else start_time)
+    keeps_seconds = method.rounds is not None or is_priced_without_reward(method)
+    return collect(stream, problems, None if keeps_seconds else start_time)
 
 
 def stream_method(
