@@ -1,4 +1,4 @@
-"""The scaling experiment with a real language model and three rewards.
+"""The scaling experiment with a real language model.
 
 Claim under test: the ranking of methods with large models (Puri et al. 2025, arXiv
 2502.01618, figure 2) also holds for SmolLM2-135M-Instruct on short sums. Nothing is
@@ -8,9 +8,9 @@ error is about 10 points, so that only large differences are meaningful.
 
 Rewards: ``equations``, an exact check of the equations in the text; ``judge``, the
 policy's one-token judgement of each prefix; and ``self-certainty``, the policy's
-confidence in its own tokens (arXiv 2502.18581).
+confidence in its own tokens (arXiv 2502.18581). The first two are run by default.
 
-Cost: at most 40 minutes on 2 cores, after a download of 93 MB.
+Cost: about 12 minutes on 2 cores, after a download of 93 MB.
 Command: ``make curve-llm`` or ``python -m tsi.experiments.scaling.curve_llm``.
 """
 
