@@ -57,11 +57,11 @@ def _lines(path):
 
 
 def _without_seconds(path):
-    """The lines of a file, those with settings too."""
+    """The lines of a file, those with settings too; their order is that of the run."""
     lines = _lines(path)
     for line in lines:
         line.pop("seconds", None)
-    return lines
+    return sorted(lines, key=lambda line: json.dumps(line, sort_keys=True))
 
 
 @pytest.mark.long
