@@ -86,7 +86,7 @@ def test_fields_that_a_strict_server_does_not_know_are_left_out():
     with ScriptedServer("text") as server:
         refuse_unknown_fields(server, "Unrecognized request arguments supplied")
         policy = connect(server.url, patience=SHORT)
-        assert len(policy.abilities.refused) == 3
+        assert len(policy.abilities.unknown_controls) == 3
         assert any("are not sent" in note for note in notes_of(policy))
         assert "all but top-k, min-p, repetition penalty" in abilities_table(policy)
         assert len(run(engine_over(policy, controls=Controls(0.5, top_p=0.9)))) == 3

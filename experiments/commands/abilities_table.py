@@ -26,8 +26,8 @@ def abilities_table(policy: ServedPolicy) -> str:
         "none": "none",
         "unknown": "given, but their meaning could not be measured",
     }
-    refused = abilities.refused_words
-    controls = f"all but {refused}" if refused else "all"
+    unknown = abilities.unknown_control_words
+    controls = f"all but {unknown}" if unknown else "all"
     lines = {
         "server": abilities.server,
         "model": abilities.model or "unnamed",

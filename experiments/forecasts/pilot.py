@@ -72,7 +72,8 @@ def run_pilot(world: World, num_problems: int) -> Pilot:
         num_problems: number of problems; at most as many as there are.
 
     Raises:
-        ConfigurationError: the number is not positive, or there are no problems.
+        ConfigurationError: the number of problems is not positive, or the world has
+            no problems.
         ProblemError: all problems of the pilot failed.
     """
     number = min(num_problems, len(world.problems))

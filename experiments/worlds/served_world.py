@@ -235,10 +235,11 @@ def notes_of(policy: ServedPolicy) -> tuple[str, ...]:
             "a chat template, and questions with parts such as <|im_end|> or [INST] "
             "are refused. A chat model needs --served-tokenizer, its tokenizer."
         )
-    if abilities.refused:
+    if abilities.unknown_controls:
         notes.append(
-            f"{abilities.server} does not know the controls {abilities.refused_words}, "
-            "so they are not sent. Whether it truncates unasked cannot be measured."
+            f"{abilities.server} does not know the controls "
+            f"{abilities.unknown_control_words}, so they are not sent. Whether "
+            "it truncates unasked cannot be measured."
         )
     if abilities.draws_all is False:
         notes.append(

@@ -40,8 +40,8 @@ class Abilities(NamedTuple):
         num_weights: number of weights of the model, for FLOPs; None if not known.
         slots: number of sequences that the server works on at once and whose prefixes
             it caches; None if not known.
-        refused: controls whose fields the server does not know, by their names in
-            :class:`tsi.serving.step.Controls`; all take a temperature and top-p.
+        unknown_controls: controls whose fields the server does not know, by their names
+            in :class:`tsi.serving.step.Controls`; all take a temperature and top-p.
         bos_from_server: whether the server itself adds a token at the beginning.
     """
 
@@ -58,7 +58,7 @@ class Abilities(NamedTuple):
     draws_all: bool | None = None
     num_weights: float | None = None
     slots: int | None = None
-    refused: tuple[str, ...] = ()
+    unknown_controls: tuple[str, ...] = ()
     bos_from_server: bool = False
 
     def check_controls(self, controls: Controls) -> None:
@@ -67,16 +67,16 @@ class Abilities(NamedTuple):
         Raises:
             CapabilityError: see above.
         """
-        if any(getattr(controls, name) is not None for name in self.refused):
+        if any(getattr(controls, name) is not None for name in self.unknown_controls):
             raise CapabilityError(
-                f"{self.server} refuses fields for {self.refused_words}. Leave these "
-                "out, or use a server that knows them."
+                f"{self.server} refuses fields for {self.unknown_control_words}. Leave "
+                "these out, or use a server that knows them."
             )
 
     @property
-    def refused_words(self) -> str:
-        """The refused controls in words."""
-        return ", ".join(CONTROL_WORDS[name] for name in self.refused)
+    def unknown_control_words(self) -> str:
+        """The unknown controls in words."""
+        return ", ".join(CONTROL_WORDS[name] for name in self.unknown_controls)
 
     def knows_log_prob(self, controls: Controls) -> bool:
         """Whether log p of drawn steps is exact under these controls.

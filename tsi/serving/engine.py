@@ -75,7 +75,7 @@ class ServedEngine(BaseEngine):
     Raises:
         ConfigurationError: a limit is below 1, there is no delimiter, a string that
             ends a step is empty or names a control token of the policy's tokenizer, a
-            control is out of range, or `scorer` is no scorer.
+            control is out of range, or `scorer` is not a scorer.
     """
 
     def __init__(

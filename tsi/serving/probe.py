@@ -86,7 +86,7 @@ async def measure(
         slots=identity.slots,
     )
     if isinstance(dialect, TextServer):
-        return abilities._replace(refused=dialect.refused)
+        return abilities._replace(unknown_controls=dialect.unknown_controls)
     if await draws_copies(client, identity, StepRequest(prefix, SEED_TOKENS, SEEDS[0])):
         abilities = abilities._replace(copies=identity.copies)
     draws = await gather_steps(

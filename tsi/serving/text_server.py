@@ -42,7 +42,7 @@ class TextServer:
         self.extensions = tuple(extensions)
 
     @property
-    def refused(self) -> tuple[str, ...]:
+    def unknown_controls(self) -> tuple[str, ...]:
         """Controls whose fields are not sent."""
         return tuple(
             control
