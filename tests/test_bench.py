@@ -163,7 +163,7 @@ def test_what_cannot_be_got_wrong_is_said_with_its_reason():
         ("power_sampling", "clipped correction", "shift"),
     ],
 )
-def test_late_keys_of_explorers_and_corrections_beside_a_power_are_checked(
+def test_the_bench_sees_late_keys_of_explorers_and_corrections_beside_a_power(
     name, mistake, promise
 ):
     assert apply_mistake(name, mistake, 400).caught_by == promise

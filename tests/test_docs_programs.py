@@ -13,7 +13,7 @@ def programs_of(page):
     return PROGRAMS.findall((DOCS / page).read_text())
 
 
-def test_every_page_with_such_a_program_is_tested():
+def test_every_page_with_such_a_program_has_a_test():
     pages = {page.name for page in DOCS.rglob("*.md") if programs_of(page)}
     assert pages == {"kept_particles.md", "served.md", "serve.md"}
 

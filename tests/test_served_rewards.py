@@ -254,7 +254,7 @@ def test_a_function_sees_where_steps_end(policy):
 
 
 @pytest.mark.parametrize("aggregation", ["min", "product", "mean"])
-def test_a_functions_step_scores_are_aggregated(policy, aggregation):
+def test_step_scores_of_a_function_are_aggregated(policy, aggregation):
     texts = TextReward(
         lambda texts: np.asarray([1.0 - len(text) for text in texts]),
         policy.spelling.decode,
@@ -269,6 +269,21 @@ def test_a_functions_step_scores_are_aggregated(policy, aggregation):
         scores = [score.log_odds for score in scorer.score(rows)]
         expected = [aggregate_scores([-1.0, -3.0], aggregation), -1.0]
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_scores_of_a_function_are_forgotten_between_runs(policy):
+    """The function may have changed."""
+    sign = [1.0]
+    reward = TextReward(
+        lambda texts: np.asarray([sign[0] * len(text) for text in texts]),
+        policy.spelling.decode,
+    )
+    scorer = HostScorer(Aggregated(reward, "last", 3))
+    rows, found = [row_of([1, 4, 2, 4], [2, 4])], []
+    for sign[0] in (1.0, -1.0):
+        scorer.prepare(["1"])
+        found += [score.log_odds for score in scorer.score(rows)]
+    assert found[0] == -found[1] != 0.0
 
 
 def test_a_filter_weighs_by_the_servers_own_log_probabilities():

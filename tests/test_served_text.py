@@ -189,7 +189,7 @@ def test_names_of_control_tokens_that_the_policy_writes_are_found():
         (["1", "\ud83d"], "1\ufffd", False),
     ],
 )
-def test_a_step_that_may_have_the_same_tokens_is_not_counted(
+def test_a_step_with_perhaps_the_same_tokens_does_not_count(
     characters, pieces, text, is_other
 ):
     assert join_surrogates("".join(pieces)).startswith(text)

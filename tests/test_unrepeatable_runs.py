@@ -42,7 +42,7 @@ def path(tmp_path):
     return path
 
 
-def test_each_row_names_the_texts_from_which_it_was_computed(path):
+def test_each_row_names_the_texts_behind_it(path):
     runs = list(read_particles(path))
     names = {(run.key, run.texts_id) for run in runs}
     assert len(names) == len(runs) > len({run.key for run in runs})
