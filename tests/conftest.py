@@ -83,7 +83,7 @@ def _optimised_long_runs():
         yield
 
 
-def _resident() -> int:
+def resident_bytes() -> int:
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -105,12 +105,12 @@ def _forget_programs():
 @pytest.fixture(autouse=True, scope="module")
 def _programs_of_one_file():
     yield
-    if _resident() > MANY:
+    if resident_bytes() > MANY:
         _forget_programs()
 
 
 @pytest.fixture(autouse=True)
 def _bounded_memory():
     yield
-    if _resident() > MOST_RESIDENT:
+    if resident_bytes() > MOST_RESIDENT:
         _forget_programs()
