@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 import socket
 
 import huggingface_hub
@@ -11,7 +12,7 @@ import pytest
 from tsi.errors import ConfigurationError, DownloadError, UnknownNameError
 from tsi.experiments.grading.grader import get_grader
 from tsi.experiments.grading.pool import GradingPool
-from tsi.experiments.tasks import champ, data_files, get_task, published
+from tsi.experiments.tasks import champ, data_files, get_task
 from tsi.experiments.tasks.data_files import HubFile, WebFile, find_file, local_path
 from tsi.experiments.tasks.gym import gym_task, is_correct, parse_gym_name
 from tsi.experiments.tasks.published import BENCHMARKS
@@ -169,7 +170,7 @@ def test_what_cannot_be_fetched_says_where_to_put_it(cache, tmp_path, monkeypatc
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     monkeypatch.setattr(data_files, "check_reachable", lambda *_: None)
-    hub = HubFile("somebody/secret", "data.csv")
+    hub = HubFile("somebody/secret", "data.csv", "0" * 40)
     with pytest.raises(DownloadError) as caught:
         find_file("secret", hub)
     sentence = str(caught.value)
@@ -178,22 +179,30 @@ def test_what_cannot_be_fetched_says_where_to_put_it(cache, tmp_path, monkeypatc
     assert str(local_path("secret", hub)) in sentence
 
 
-def test_the_hub_is_asked_for_the_pinned_revision(cache, monkeypatch, tmp_path):
+FROM_THE_HUB = [
+    name for name, task in BENCHMARKS.items() if isinstance(task.source, HubFile)
+]
+
+
+@pytest.mark.parametrize("name", FROM_THE_HUB)
+def test_the_hub_is_asked_for_a_commit(cache, monkeypatch, tmp_path, name):
     asked = {}
 
     def download(repo, path, **options):
         asked.update(options, repo=repo)
-        target = tmp_path / "math.jsonl"
-        target.write_text(json.dumps(LAYOUTS["math500"][0]))
-        return str(target)
+        return str(tmp_path / path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(data_files, "check_reachable", lambda *_: None)
-    math500 = BENCHMARKS["math500"]
-    monkeypatch.setitem(published.BENCHMARKS, "math500", math500._replace(size=1))
-    get_task("math500")
+    find_file(name, BENCHMARKS[name].source)
     assert asked["repo_type"] == "dataset"
-    assert len(asked["revision"]) == 40
+    # A branch or a tag may move, and its file may change.
+    assert re.fullmatch("[0-9a-f]{40}", asked["revision"])
+
+
+@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - set(FROM_THE_HUB)))
+def test_other_files_are_fetched_from_a_commit(name):
+    assert re.search("/[0-9a-f]{40}/", BENCHMARKS[name].source.url)
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(cache, monkeypatch, tmp_path):
@@ -211,7 +220,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(cache, monkeypatch, tmp_path
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-        hub = HubFile("somebody/some", "x.csv")
+        hub = HubFile("somebody/some", "x.csv", "0" * 40)
         # The port is bound, and nothing listens there.
         with pytest.raises(DownloadError, match="cannot be reached") as caught:
             find_file("some", hub)

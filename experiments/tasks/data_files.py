@@ -32,12 +32,12 @@ class HubFile(NamedTuple):
     Attributes:
         repo: the id, ``organisation/name``.
         path: in the repository.
-        revision: a commit, or a branch whose newest commit is fetched.
+        revision: a commit, so that the file does not change.
     """
 
     repo: str
     path: str
-    revision: str = "main"
+    revision: str
 
 
 class WebFile(NamedTuple):

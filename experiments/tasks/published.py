@@ -118,7 +118,11 @@ BENCHMARKS = {
         "MIT",
     ),
     "aime24": Benchmark(
-        HubFile("HuggingFaceH4/aime_2024", "data/train-00000-of-00001.parquet"),
+        HubFile(
+            "HuggingFaceH4/aime_2024",
+            "data/train-00000-of-00001.parquet",
+            "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
+        ),
         _aime,
         30,
         "math",
@@ -126,7 +130,11 @@ BENCHMARKS = {
         "Mathematical Association of America",
     ),
     "aime25": Benchmark(
-        HubFile("math-ai/aime25", "test.jsonl"),
+        HubFile(
+            "math-ai/aime25",
+            "test.jsonl",
+            "563bb8404243c5f09de6ec262f2db674fe5bce9b",
+        ),
         _aime,
         30,
         "math",
@@ -169,7 +177,11 @@ BENCHMARKS = {
         "not stated in the repository",
     ),
     "gpqa": Benchmark(
-        HubFile("Idavidrein/gpqa", "gpqa_diamond.csv"),
+        HubFile(
+            "Idavidrein/gpqa",
+            "gpqa_diamond.csv",
+            "633f5ee89ab8ad4522a9f850766b73f62147ffdd",
+        ),
         _gpqa,
         198,
         "choice",
