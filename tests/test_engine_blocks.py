@@ -30,6 +30,7 @@ from tsi.engine.programs.model_programs import Programs
 from tsi.engine.sizing import sizes as sizes_module
 from tsi.engine.sizing.shapes import Shapes
 from tsi.engine.sizing.sizes import coarse_room_of, num_slots_of, room_of, width_of
+from tsi.engine.step_reader import StepReader
 from tsi.engine.writers import Writers
 
 ROWS, LENGTH, BLOCK = 6, 40, 4
@@ -272,6 +273,39 @@ def test_the_number_of_shapes_is_bounded_but_for_what_nothing_else_can_do():
     assert shapes.known == {(64,), (48,), (32,)}
     assert shapes.choose((4,), (4,)) == (32,)
     assert shapes.choose((65,), (128,)) == (65,)
+
+
+@pytest.mark.long
+def test_repeated_steps_need_fewer_programs_if_programs_are_dear(monkeypatch):
+    """With a price, one program repeats the steps of any number of rows."""
+    monkeypatch.setattr(sizes_module, "CHEAP", 0)
+    sampler = samplers.particle_gibbs(num_sweeps=2, ancestor_sampling=True)
+    runs, shapes = {}, []
+    init = StepReader.__init__
+
+    def watch(self, *arguments):
+        init(self, *arguments)
+        shapes.append(self.repeat_shapes)
+
+    monkeypatch.setattr(StepReader, "__init__", watch)
+    for price in (0.0, 1e30):
+        monkeypatch.setattr(sizes_module, "COMPILATION", price)
+        engine = test_engine.engine()
+        results = engine.run(
+            sampler,
+            jax.random.key(0),
+            test_engine.PROBLEMS,
+            8,
+            extract=test_engine.extract,
+        )
+        (known,) = (one.known for one in shapes)
+        assert engine.report.model_programs["repeat"] == len(known)
+        runs[price] = len(known), results
+        shapes.clear()
+    (cheap, left), (dear, right) = runs[0.0], runs[1e30]
+    assert dear == 1 < cheap
+    for a, b in zip(left, right, strict=True):
+        test_engine.same(a, b)
 
 
 class Scale(NamedTuple):

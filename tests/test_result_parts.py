@@ -9,8 +9,9 @@ from fake_world import fake_world, vary
 
 from tsi import samplers
 from tsi.accuracy.diagnostics import Diagnosis
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.plans.methods import METHODS, sampler_of
-from tsi.experiments.plans.run_method import run_method
+from tsi.experiments.plans.run_method import run_method, stream_method
 from tsi.results.build import build_result, price_without_reward
 from tsi.results.estimand import Estimand, estimand_of
 from tsi.results.ledger import Ledger
@@ -89,6 +90,21 @@ def test_results_say_of_every_method_what_its_sampler_does(name):
     others = getattr(sampler, "auxiliary", ())
     assert len(estimand.auxiliary_temperatures) == len(others)
     assert estimand.reads_reward == METHODS[name].reads_reward
+
+
+def test_a_method_is_checked_before_its_first_result_is_requested():
+    world, key = fake_world(1), jax.random.key(0)
+    with pytest.raises(UnknownNameError, match="no method named 'smcc'"):
+        stream_method(world, "smcc", key, world.problems, 4)
+    with pytest.raises(ConfigurationError, match=r"0\.4, and not 1"):
+        stream_method(world, "smc@0.4", key, world.problems, 4, temperature=1.0)
+
+    def refuse(*_, **__):
+        raise ConfigurationError("a prompt is too long")
+
+    world.engine.stream = refuse
+    with pytest.raises(ConfigurationError, match="too long"):
+        stream_method(world, "smc", key, world.problems, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """One method on some problems, with its settings in the list of methods."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from tsi.engine.adaptive import run_rounds
@@ -69,8 +69,9 @@ def stream_method(
 ) -> Generator[Result, None, None]:
     """Run a method, and yield each result as its problem ends.
 
-    The results of a method in rounds come when the last of its problems has ended. The
-    run starts, and arguments are checked, when the first result is requested.
+    Arguments are checked immediately; the run starts when the first result is
+    requested. The results of a method in rounds come when the last of its problems has
+    ended, and its numbers are checked when the run starts.
 
     Args:
         world: a task with its models.
@@ -102,21 +103,34 @@ def stream_method(
     if method.rounds is not None:
         rounds = method.rounds(num_particles)
         settings["reads_reward"] = method.reads_reward
-        try:
-            results = run_rounds(
-                world.engine, sampler, key, problems, rounds, **settings
-            )
-        except (ProblemError, Stopped) as error:
-            yield from error.results
-            raise
-        yield from results
-        return
+        return _results_of_rounds(
+            lambda: run_rounds(world.engine, sampler, key, problems, rounds, **settings)
+        )
     factor = method.proposal_over(world.is_served)
     if factor is not None:
         base = world.settings["temperature"] if temperature is None else temperature
         settings["proposal_temperature"] = base * factor
-    estimand = estimand_of(sampler, reads_reward=method.reads_reward)
     stream = world.engine.stream(sampler, key, problems, num_particles, **settings)
+    return _with_estimand(stream, method, sampler)
+
+
+def _results_of_rounds(
+    run: Callable[[], list[Result]],
+) -> Generator[Result, None, None]:
+    """The results of a method in rounds, also if the run fails or is stopped."""
+    try:
+        results = run()
+    except (ProblemError, Stopped) as error:
+        yield from error.results
+        raise
+    yield from results
+
+
+def _with_estimand(
+    stream: Iterator[Result], method: Method, sampler: Any
+) -> Generator[Result, None, None]:
+    """Results that say what they estimate, with the costs of their method."""
+    estimand = estimand_of(sampler, reads_reward=method.reads_reward)
     for result in stream:
         result = result._replace(estimand=estimand)
         if is_priced_without_reward(method):

@@ -19,7 +19,7 @@ from tsi.engine.programs.row_replies import RowReplies
 from tsi.engine.row_store import RowStore
 from tsi.engine.schedule import width_of_step
 from tsi.engine.sizing.shapes import Shapes, cost_of_reading
-from tsi.engine.sizing.sizes import Sizes, room_of, width_of
+from tsi.engine.sizing.sizes import Sizes, coarse_room_of, room_of, width_of
 from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import Writers
 from tsi.errors import PolicyError
@@ -58,6 +58,7 @@ class StepReader:
         self.programs, self.params, self.sizes = programs, params, sizes
         self.store, self.population, self.scores = store, population, scores
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=2)
+        self.repeat_shapes = Shapes(cost_of_reading, sizes.price)
 
     def read(self, writers: Writers, at: Int[np.ndarray, " A"]) -> list[FailedStep]:
         """Read the steps that have ended in some slots; the slots become free.
@@ -107,11 +108,10 @@ class StepReader:
         """
         store, population = self.store, self.population
         rows = rows.astype(np.int32)
-        size = width_of(len(rows), self.sizes.reads, self.sizes.shrinks)
-        pad = (0, size - len(rows))
         width = self.programs.target.max_step_tokens
         filled = store.policy.tables.lengths[rows]
-        room = room_of(int(filled.max()) + width)
+        room, size = self._repeat_shape(int(filled.max()) + width, len(rows))
+        pad = (0, size - len(rows))
         cache = store.policy.dense_rows_of(rows, size, room)
         store.stored, replies, caches, change, cache = self.programs.repeat(
             store.stored,
@@ -172,6 +172,23 @@ class StepReader:
             FailedStep(int(places[i]), int(batch.depths[i]) + 1, error)
             for i, error in errors.items()
         ]
+
+    def _repeat_shape(self, needed: int, count: int) -> tuple[int, int]:
+        """Number of positions and rows of the program that repeats some steps.
+
+        Args:
+            needed: positions of the longest row after its step.
+            count: number of rows.
+        """
+        width, max_rows = self.programs.target.max_step_tokens, self.sizes.reads
+        num_rows = width_of(count, max_rows, self.sizes.shrinks)
+        min_shape = (width, room_of(needed), num_rows)
+        used = self.repeat_shapes.choose(
+            min_shape, (width, coarse_room_of(needed), max_rows)
+        )
+        self.repeat_shapes.record_waste(min_shape, used)
+        _, room, size = used
+        return room, size
 
     def _shape(self, longest: int, count: int, room: int) -> tuple[int, int]:
         """Number of rows and positions of the program that reads some steps.
