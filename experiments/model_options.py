@@ -83,6 +83,9 @@ class ModelOptions(NamedTuple):
             the free memory.
         model_parallel: number of devices that each model is divided over; the problems
             are divided over the groups of devices.
+        take_turns: keep the policy and the reward model in the host's memory, and on
+            the device only the one that computes; for two models that do not fit there
+            together.
         template_switch: see :data:`TemplateSwitch`.
         served_tokenizer: tokenizer of a policy served:URL: a name, folder or hub id; by
             default the server's endpoints.
@@ -113,6 +116,7 @@ class ModelOptions(NamedTuple):
     cache_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     max_rows: int | None = None
     model_parallel: int = 1
+    take_turns: bool = False
     template_switch: TemplateSwitch = ()
     served_tokenizer: str | None = None
     served_together: bool = False
@@ -185,6 +189,7 @@ class ModelOptions(NamedTuple):
             weights=self.weights,
             cache_dtype=self.cache_dtype,
             model_parallel=self.model_parallel,
+            take_turns=self.take_turns,
             template_switches=switches,
             shapes_only=shapes_only,
             split=split,
@@ -208,7 +213,7 @@ class ModelOptions(NamedTuple):
         from tsi.experiments.worlds.served_world import Served, served_world
         from tsi.experiments.worlds.step_ends import step_ends
 
-        for name in ("cache_dtype", "model_parallel", "model_sampling"):
+        for name in ("cache_dtype", "model_parallel", "take_turns", "model_sampling"):
             if getattr(self, name) != ModelOptions._field_defaults[name]:
                 option = name.replace("_", "-")
                 raise ConfigurationError(

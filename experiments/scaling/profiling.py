@@ -118,6 +118,9 @@ def table_of(report: Report) -> str:
             f"{tokens / run_seconds:,.0f} without compilation)"
         )
 
+    moves = []
+    if report.weight_moves:
+        moves = [f"weights moved             {report.weight_moves} times to a device"]
     owner = "the process" if jax.default_backend() == "cpu" else "a device"
     return "\n".join(
         [
@@ -133,6 +136,7 @@ def table_of(report: Report) -> str:
             f"peak memory               {_megabytes(report.peak_bytes)} of {owner}",
             f"programs                  {report.programs} compiled or read from disk, "
             f"{sum(report.model_programs.values())} of them with models",
+            *moves,
         ]
     )
 

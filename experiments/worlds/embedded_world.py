@@ -52,6 +52,7 @@ def embedded_world(
     cache_dtype: str | None = None,
     weights: str | None = None,
     model_parallel: int = 1,
+    take_turns: bool = False,
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
     split: Split = "test",
@@ -85,6 +86,8 @@ def embedded_world(
             ``dtype``.
         model_parallel: number of devices that each model is divided over; the problems
             are divided over the groups of devices.
+        take_turns: load the models into the host's memory; only the one that computes
+            is on the devices.
         template_switches: variables of the policy's chat template, of JSON types, such
             as ``enable_thinking``.
         shapes_only: do not load the weights; such a world can be used for plans, but
@@ -98,9 +101,9 @@ def embedded_world(
         CheckpointError: a model cannot be read.
         DownloadError: a model cannot be fetched.
         ConfigurationError: a model is of the wrong kind or width, the reward model
-            reads other tokens than the policy writes, its scores do not support the
-            aggregation, the devices cannot be divided in this way, or the chat template
-            does not have a switch or cannot be used.
+            reads other tokens than the policy writes or cannot take turns with it, its
+            scores do not support the aggregation, the devices cannot be divided in this
+            way, or the chat template does not have a switch or cannot be used.
         PromptTooLongError: a prompt is longer than the models' context.
     """
     task = get_task(task) if isinstance(task, str) else task
@@ -119,7 +122,7 @@ def embedded_world(
     load_options: dict[str, Any] = {
         "dtype": dtype,
         "weights": weights,
-        "mesh": mesh,
+        "mesh": host_mesh() if take_turns else mesh,
         "shapes_only": shapes_only,
     }
     loaded_policy = load_policy(
@@ -178,6 +181,7 @@ def embedded_world(
         cache_dtype=cache_dtype,
         max_rows=max_rows,
         mesh=mesh,
+        takes_turns=take_turns,
         settings=settings,
     )
 
@@ -221,3 +225,19 @@ def device_mesh(model_parallel: int = 1) -> Mesh | None:
     if number == 1:
         return None
     return make_mesh(number // model_parallel, model_parallel, devices=devices)
+
+
+def host_mesh() -> Mesh:
+    """The host's memory, as a mesh of one device on which models can be loaded.
+
+    Raises:
+        ConfigurationError: JAX may not use the CPU.
+    """
+    try:
+        devices = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "Models that take turns are kept in the host's memory, and JAX may not use "
+            f"the CPU ({error}). Unset JAX_PLATFORMS, or add cpu to it after a comma."
+        ) from error
+    return make_mesh(1, 1, devices=devices[:1])

@@ -86,6 +86,7 @@ def task_world(
     max_rows: int | None = None,
     max_stored: int | None = None,
     mesh: Mesh | None = None,
+    takes_turns: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> World:
     """The world of a task, a policy and a reward.
@@ -99,7 +100,8 @@ def task_world(
             :func:`tsi.experiments.worlds.language_policy.prompt_encoder`.
         ends: of steps and solutions, in addition to those of the task and the policy.
         cache_dtype: of keys and values; that of the weights, if None.
-        max_rows, max_stored, mesh: see :func:`tsi.engine.assembly.reasoning_engine`.
+        max_rows, max_stored, mesh, takes_turns: see
+            :func:`tsi.engine.assembly.reasoning_engine`.
         settings: further settings that rows record, such as the reward and the type of
             the weights.
 
@@ -128,6 +130,7 @@ def task_world(
         max_rows=max_rows,
         max_stored=max_stored,
         mesh=mesh,
+        takes_turns=takes_turns,
     )
     drawing: dict[str, Any] = {"temperature": sampling.temperature}
     parts = sampling.truncation._asdict().items()

@@ -35,6 +35,12 @@ from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import keep_programs
 from tsi.engine.meters.report import Progress
 from tsi.engine.methods import method_of, plan_of
+from tsi.engine.model_weights import (
+    ModelWeights,
+    WeightsInTurns,
+    place_on,
+    weights_on_host,
+)
 from tsi.engine.outcome import slot_costs
 from tsi.engine.outcomes import Outcomes
 from tsi.engine.programs.model_programs import Programs
@@ -42,6 +48,7 @@ from tsi.engine.prompts import encode_prompt, pad_prompts
 from tsi.engine.run_checks import (
     check_method,
     check_num_particles,
+    check_turns,
     truncation_in_effect,
 )
 from tsi.engine.sizing import sizes as sizing
@@ -104,11 +111,14 @@ class Engine(BaseEngine):
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
             along ``model``; None for one device. Weights that are already on these
             devices, divided or not, are not moved.
+        takes_turns: keep the weights of both models in the host's memory, and on the
+            devices only those of the model that computes.
 
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
-            draw; the penalty is not a positive number; a limit of rows is below 1; or
-            the cache's type is not supported. Whether both models have the same tokens
+            draw; the penalty is not a positive number; a limit of rows is below 1; the
+            cache's type is not supported; or the reward has no model of its own that
+            could take turns with the policy. Whether both models have the same tokens
             is not checked: see :func:`tsi.decoding.vocabularies.first_difference`.
     """
 
@@ -127,6 +137,7 @@ class Engine(BaseEngine):
         max_rows: int = 2048,
         max_stored: int | None = None,
         mesh: Mesh | None = None,
+        takes_turns: bool = False,
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
@@ -150,9 +161,13 @@ class Engine(BaseEngine):
             check_cache_dtype(cache_dtype)
             policy = with_cache_dtype(policy, cache_dtype)
             reward_model = with_cache_dtype(reward_model, cache_dtype)
-        if mesh is not None:
+        if takes_turns:
+            check_turns(target.reward)
+            policy, reward_model = weights_on_host((policy, reward_model))
+        elif mesh is not None:
             policy, reward_model = keep_or_replicate((policy, reward_model), mesh)
         self.policy, self.reward_model = policy, reward_model
+        self.takes_turns = takes_turns
         self.max_in_flight = rows_in_flight(max_rows, self._flops)
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
@@ -202,7 +217,9 @@ class Engine(BaseEngine):
 
     def free_bytes(self) -> int:
         """Free bytes of a device minus those of weights that are not loaded yet."""
-        return free_beside_weights((self.policy, self.reward_model), self.mesh)
+        return free_beside_weights(
+            (self.policy, self.reward_model), self.mesh, takes_turns=self.takes_turns
+        )
 
     def stream(
         self,
@@ -287,17 +304,20 @@ class Engine(BaseEngine):
         min_bytes = self._bytes_to_read(1, width, questions)
         check_prompts_fit(min_bytes, width, self.free_bytes())
 
-        # Read here, on one thread: JAX builds the list of an array's shards when it is
-        # first read, and threads of several lanes could read an incomplete list.
-        models = self.policy, self.reward_model
-        weights = [part_of(models, part) for part in self._parts]
+        weights = self._weights(params)
 
         def lane_of(group: int, sizes: Sizes) -> Lane:
-            policy, reward_model = weights[group]
-            lane_params = params._replace(policy=policy, reward_model=reward_model)
             programs = self._programs[group]
             return Lane(
-                programs, method, key, lane_params, batch, on_host, ids, sizes, exact
+                programs,
+                method,
+                key,
+                weights[group],
+                batch,
+                on_host,
+                ids,
+                sizes,
+                exact,
             )
 
         run = EngineRun(
@@ -346,6 +366,21 @@ class Engine(BaseEngine):
             truncation,
             None if penalty in (None, 1) else jnp.float32(penalty),
         )
+
+    def _weights(self, params: ReasoningParams) -> list[ModelWeights]:
+        """The weights of each group of devices."""
+        if self.takes_turns:
+            return [WeightsInTurns(params, place_on(part)) for part in self._parts]
+        # Read here, on one thread: JAX builds the list of an array's shards when it is
+        # first read, and threads of several lanes could read an incomplete list.
+        models = self.policy, self.reward_model
+        weights = []
+        for part, programs in zip(self._parts, self._programs, strict=True):
+            policy, reward_model = part_of(models, part)
+            part_params = params._replace(policy=policy, reward_model=reward_model)
+            reads_text = programs.texts is not None
+            weights.append(ModelWeights(part_params, reads_text=reads_text))
+        return weights
 
     def _bytes_to_read(self, prompts: int, width: int, questions: Any) -> int:
         """See :func:`tsi.engine.sizing.prompt_memory.bytes_to_read`."""

@@ -32,6 +32,7 @@ from tsi.engine.host_scores import HostScores
 from tsi.engine.meters.clock import Clock
 from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import Method
+from tsi.engine.model_weights import ModelWeights
 from tsi.engine.problem_loop import ProblemLoop
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.prompt_reader import PromptReader
@@ -43,7 +44,6 @@ from tsi.engine.step_reader import FailedStep, StepReader
 from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import Writers
 from tsi.problem_ids import IdWords
-from tsi.reasoning.particles import ReasoningParams
 from tsi.rewards.reward import Prompts
 
 
@@ -54,7 +54,7 @@ class Lane(ProblemLoop):
         programs: the compiled programs.
         method: of the sampler.
         key: of the run.
-        params: weights and temperatures; its prompts are not used.
+        weights: of the models, and temperatures.
         prompts: token ids of all problems, on the host.
         questions: the result of the reward's `prepare`, one row per problem, or None.
         ids: of all problems.
@@ -67,14 +67,14 @@ class Lane(ProblemLoop):
         programs: Programs,
         method: Method,
         key: Any,
-        params: ReasoningParams,
+        weights: ModelWeights,
         prompts: Prompts,
         questions: Any,
         ids: IdWords,
         sizes: Sizes,
         exact: bool = False,
     ) -> None:
-        programs.set_home(params.policy)
+        programs.set_home(weights.policy_anchor)
         plan, target = method.plan, programs.target
         super().__init__(
             method, key, ids, sizes.problems, target.max_steps, Clock(exact)
@@ -87,18 +87,17 @@ class Lane(ProblemLoop):
             scores = HostScores(programs, reward, questions, sizes.reads)
         if programs.texts is not None:
             # A reward model that reads text has its own programs and devices.
-            model, params = params.reward_model, params._replace(reward_model=None)
             total = self.population.total
             scores = readings = TextReadings(
-                programs, programs.texts, model, questions, total, sizes, POOL // 2
+                programs, programs.texts, weights, questions, total, sizes, POOL // 2
             )
             questions = None
-        self.params = params
-        self.prompts = PromptReader(programs, params, prompts, questions, sizes)
+        self.weights, self._moves_before = weights, weights.num_moves
+        self.prompts = PromptReader(programs, weights, prompts, questions, sizes)
         longest = self.prompts.width + target.max_tokens
-        self.store = RowStore(programs, params, sizes, plan, longest, readings)
+        self.store = RowStore(programs, weights, sizes, plan, longest, readings)
         self.steps = StepReader(
-            programs, params, sizes, self.store, self.population, scores
+            programs, weights, sizes, self.store, self.population, scores
         )
         self.writers: Any = None
         self.queue: collections.deque[int] = collections.deque()
@@ -111,7 +110,11 @@ class Lane(ProblemLoop):
         if writers is not None:
             counts = (writers.useful, writers.computed, writers.bursts)
         return Report(
-            *counts, times.seconds, compiling=times.compiling, cache=self.cache
+            *counts,
+            times.seconds,
+            compiling=times.compiling,
+            cache=self.cache,
+            weight_moves=self.weights.num_moves - self._moves_before,
         )
 
     @property
@@ -138,7 +141,7 @@ class Lane(ProblemLoop):
                 self.sizes,
                 each,
                 max_positions,
-                self.params,
+                self.weights,
             )
         self.writers.forget(self.population.rows_of(places))
         self._begin(problems, places)
@@ -211,20 +214,23 @@ class Lane(ProblemLoop):
             if len(batch):
                 self.writers.forget(rows[batch])
                 self._give_up_all(self.steps.repeat(rows[batch], sources[batch]))
-        self.steps.collect()
+        self._give_up_all(self.steps.collect())
         self.clock.switch(before)
 
     # Steps
 
     def _work(self) -> bool:
         """Fill the slots, draw tokens, and let the reward read the steps that ended."""
-        if not (self.queue or (self.writers.active | self.writers.ended).any()):
+        writers = self.writers
+        if not (
+            self.queue or (writers.active | writers.ended).any() or self.steps.waits
+        ):
             return False
         before = self.clock.phase("move")
         self._fill()
         self.clock.phase("decode")
-        if self.writers.active.any():
-            self.writers.write(self._num_to_wait_for())
+        if writers.active.any():
+            writers.write(self._num_to_wait_for())
         self.clock.phase("reward")
         self._read()
         self.clock.switch(before)
@@ -266,13 +272,14 @@ class Lane(ProblemLoop):
     def _read(self) -> None:
         """Let the reward read the steps that some problem or row waits for."""
         writers, reads = self.writers, self.sizes.reads
+        takes_turns = self.weights.takes_turns
         at = slots_to_read(
             writers.ended,
             writers.active,
             self.population.places_of(writers.row_of),
             writers.counts,
             reads,
-            all_now=bool(self.queue) or self.sizes.part == 1,
+            all_now=bool(self.queue) or self.sizes.part == 1 or takes_turns,
         )
         for start in range(0, len(at), reads):
             batch = at[start : start + reads]
@@ -280,4 +287,6 @@ class Lane(ProblemLoop):
             batch = batch[writers.ended[batch]]
             if len(batch):
                 self._give_up_all(self.steps.read(writers, batch))
-        self.steps.collect()
+        # Weights are moved when no row can write before others have been read.
+        if not takes_turns or not (self.queue or writers.active.any()):
+            self._give_up_all(self.steps.collect())

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from tsi.engine.model_weights import ModelWeights
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.sizing.sizes import Sizes, width_of
-from tsi.reasoning.particles import ReasoningParams
 from tsi.rewards.reward import Prompts
 
 
@@ -36,7 +36,7 @@ class PromptReader:
 
     Args:
         programs: the compiled programs.
-        params: weights and temperatures; its prompts are not used.
+        weights: of the models, and temperatures.
         prompts: token ids of all problems, on the host.
         questions: the result of the reward's `prepare`, one row per problem, or None.
         sizes: of the lane.
@@ -45,12 +45,12 @@ class PromptReader:
     def __init__(
         self,
         programs: Programs,
-        params: ReasoningParams,
+        weights: ModelWeights,
         prompts: Prompts,
         questions: Any,
         sizes: Sizes,
     ) -> None:
-        self.programs, self.params, self.sizes = programs, params, sizes
+        self.programs, self.weights, self.sizes = programs, weights, sizes
         self.prompts = prompts._replace(questions=questions)
 
     @property
@@ -81,7 +81,7 @@ class PromptReader:
         padded = np.asarray(problems + [problems[-1]] * (size - count))
         nowhere = np.full(size - count, self.sizes.problems)
         prompts = jax.tree.map(lambda leaf: leaf[padded], self.prompts)
-        params = self.params._replace(prompts=prompts)
+        params = self.weights.params._replace(prompts=prompts)
         prefill = self.programs.prefill(params, self.sizes.block)
         at = np.concatenate([places, nowhere])
         return PromptBatch(count, padded, at, prompts, prefill)

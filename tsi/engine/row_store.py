@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tsi.engine.meters.report import CacheBytes
+from tsi.engine.model_weights import ModelWeights
 from tsi.engine.paging.blocks import Indices
 from tsi.engine.paging.pool import Pool, bytes_held
 from tsi.engine.programs.model_programs import Programs
@@ -22,7 +23,6 @@ from tsi.engine.reward_pools import RewardPools
 from tsi.engine.sizing.sizes import Sizes
 from tsi.engine.text_readings import TextReadings
 from tsi.explorer import Plan
-from tsi.reasoning.particles import ReasoningParams
 
 POOL = 2**28
 """Bytes of blocks per allocation; more are allocated when needed."""
@@ -41,7 +41,7 @@ class RowStore:
 
     Args:
         programs: the compiled programs.
-        params: weights and temperatures.
+        weights: of the models, and temperatures.
         sizes: of the lane.
         plan: W and M.
         longest: the maximum number of positions of a row, prompt included.
@@ -51,13 +51,13 @@ class RowStore:
     def __init__(
         self,
         programs: Programs,
-        params: ReasoningParams,
+        weights: ModelWeights,
         sizes: Sizes,
         plan: Plan,
         longest: int,
         readings: TextReadings | None,
     ) -> None:
-        self.programs, self.params, self.sizes = programs, params, sizes
+        self.programs, self.weights, self.sizes = programs, weights, sizes
         self.each, self.longest = plan.rows, longest
         self.working = sizes.problems * plan.rows
         self.total = sizes.problems * (plan.rows + plan.stored)
@@ -175,7 +175,7 @@ class RowStore:
             depths,
             self.readers.lengths(sources),
             working // self.each,
-            self.params,
+            self.weights.params,
         )
         replies, lengths = jax.device_get((replies, lengths))
         replies = jax.tree.map(lambda leaf: leaf[rows], replies)

@@ -7,6 +7,7 @@ import numpy as np
 from tsi.decoding.truncation import Truncation
 from tsi.errors import ConfigurationError
 from tsi.explorer import Explorer
+from tsi.rewards.text_reader import TextReader
 from tsi.sampler import Sampler
 
 
@@ -37,6 +38,21 @@ def check_num_particles(num_particles: Any) -> None:
             f"A run needs at least one particle, and num_particles is "
             f"{num_particles!r}."
         )
+
+
+def check_turns(reward: Any) -> None:
+    """Refuse to let a policy and a reward take turns if they share programs.
+
+    Raises:
+        ConfigurationError: see above.
+    """
+    if isinstance(reward, TextReader):
+        return
+    raise ConfigurationError(
+        "Only a reward model that reads rendered text can take turns with the policy, "
+        f"and the reward is a {type(reward).__name__}, which has no model or reads in "
+        "the policy's own programs. Leave out takes_turns (--take-turns)."
+    )
 
 
 def truncation_in_effect(truncation: Truncation | None) -> Truncation | None:

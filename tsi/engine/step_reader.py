@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tsi.engine.host_scores import Batch, HostScores
+from tsi.engine.model_weights import ModelWeights
 from tsi.engine.population import Population
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.programs.row_replies import RowReplies
@@ -23,7 +24,6 @@ from tsi.engine.sizing.sizes import Sizes, coarse_room_of, room_of, width_of
 from tsi.engine.text_readings import TextReadings
 from tsi.engine.writers import Writers
 from tsi.errors import PolicyError
-from tsi.reasoning.particles import ReasoningParams
 
 
 class FailedStep(NamedTuple):
@@ -39,7 +39,7 @@ class StepReader:
 
     Args:
         programs: the compiled programs.
-        params: weights and temperatures.
+        weights: of the models, and temperatures.
         sizes: of the lane.
         store: the rows.
         population: the same rows, as the host counts them.
@@ -49,16 +49,22 @@ class StepReader:
     def __init__(
         self,
         programs: Programs,
-        params: ReasoningParams,
+        weights: ModelWeights,
         sizes: Sizes,
         store: RowStore,
         population: Population,
         scores: HostScores | TextReadings | None,
     ) -> None:
-        self.programs, self.params, self.sizes = programs, params, sizes
+        self.programs, self.weights, self.sizes = programs, weights, sizes
         self.store, self.population, self.scores = store, population, scores
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=2)
         self.repeat_shapes = Shapes(cost_of_reading, sizes.price)
+        self._waiting: list[Batch] = []
+
+    @property
+    def waits(self) -> bool:
+        """Whether steps wait for the reward model's turn."""
+        return bool(self._waiting)
 
     def read(self, writers: Writers, at: Int[np.ndarray, " A"]) -> list[FailedStep]:
         """Read the steps that have ended in some slots; the slots become free.
@@ -85,7 +91,7 @@ class StepReader:
             np.pad(population.depths[rows], pad),
             caches,
             width,
-            self.params,
+            self.weights.params,
         )
         num_kept, filled = store.policy.tables.lengths[rows], writers.filled[at]
         start = writers.start[at]
@@ -122,7 +128,7 @@ class StepReader:
             np.pad(population.places_of(rows), pad),
             np.pad(population.depths[rows], pad),
             store.readers.caches_of(rows, size, width),
-            self.params,
+            self.weights.params,
             width,
         )
         replies, change = jax.device_get((replies, change))
@@ -132,13 +138,20 @@ class StepReader:
         store.readers.store(caches, rows, change)
         return self._score(rows, replies)
 
-    def collect(self) -> None:
-        """Fetch pending scores, and record that their steps have been read."""
+    def collect(self) -> list[FailedStep]:
+        """Fetch pending scores, and record that their steps have been read.
+
+        Returns:
+            Steps that could not be scored.
+        """
         if self.scores is None:
-            return
-        for scored in self.scores.answers(self.store.stored, self.params):
+            return []
+        waiting, self._waiting = self._waiting, []
+        failed = [step for batch in waiting for step in self._ask(batch)]
+        for scored in self.scores.answers(self.store.stored, self.weights.settings):
             self.store.stored, rows, replies = scored
             self.population.end_step(rows, replies)
+        return failed
 
     def _score(
         self, rows: Int[np.ndarray, " n"], replies: RowReplies
@@ -167,9 +180,24 @@ class StepReader:
             population.index[places],
             places,
         )
+        if self.weights.takes_turns:
+            self._waiting.append(batch)
+            return failed
+        return failed + self._ask(batch)
+
+    def _ask(self, batch: Batch) -> list[FailedStep]:
+        """Request the scores of a batch.
+
+        Returns:
+            Steps that could not be scored.
+        """
+        assert self.scores is not None
+        # The rows of problems that have been given up are gone.
+        is_in_work = self.population.index[batch.places] == batch.problems
+        batch = jax.tree.map(lambda leaf: leaf[is_in_work], batch)
         errors = self.scores.ask(self.store.stored, batch)
-        return failed + [
-            FailedStep(int(places[i]), int(batch.depths[i]) + 1, error)
+        return [
+            FailedStep(int(batch.places[i]), int(batch.depths[i]) + 1, error)
             for i, error in errors.items()
         ]
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from tsi.engine.host_scores import Batch, ScoredBatch, put_scores
+from tsi.engine.model_weights import ModelWeights
 from tsi.engine.paging.blocks import BlockTables, Indices
 from tsi.engine.paging.pool import Pool
 from tsi.engine.programs.model_programs import Programs
@@ -81,7 +82,7 @@ class TextReadings:
     Args:
         policy: the policy's programs, which have the rows.
         programs: the reward model's programs.
-        model: the reward model's weights.
+        weights: of both models.
         questions: questions of all problems, on the host.
         rows: number of rows.
         sizes: sizes of the lane.
@@ -96,16 +97,16 @@ class TextReadings:
         self,
         policy: Programs,
         programs: TextPrograms,
-        model: Any,
+        weights: ModelWeights,
         questions: Any,
         rows: int,
         sizes: Sizes,
         max_bytes: int,
     ) -> None:
         self.policy, self.programs, self.reader = policy, programs, programs.reader
-        self.reader.check(questions, model.config)
-        programs.set_home(model)
-        self.model, self.sizes = model, sizes
+        self.reader.check(questions, weights.reward_config)
+        programs.set_home(weights.reward_anchor)
+        self.weights, self.sizes = weights, sizes
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=1)
         self.questions: Questions = questions
         self._rows, self._max_bytes = rows, max_bytes
@@ -150,7 +151,7 @@ class TextReadings:
             origin: index, among these problems, of each row's problem.
         """
         questions = take_questions(self.questions, problems)
-        prompts = self.programs.read_prompts(self.model, questions)
+        prompts = self.programs.read_prompts(self.weights.reward_model, questions)
         if self._pool is None:
             self._allocate(prompts)
         self._prompts = self.programs.enter(self._prompts, prompts, places)
@@ -257,7 +258,7 @@ class TextReadings:
         rendered, values = self._pad(continued, size)
         cache = pool.dense_rows_of(rows, size, room)
         log_odds, values, cache = self.programs.read(
-            self.model,
+            self.weights.reward_model,
             self._prompts,
             cache,
             np.pad(places, pad).astype(np.int32),
@@ -299,7 +300,7 @@ class TextReadings:
             stored: all rows.
             params: weights and temperatures.
         """
-        config, size = self.model.config, self.sizes.reads
+        config, size = self.weights.reward_config, self.sizes.reads
         while self._pending:
             batch, read, unread_rows, continued, outputs = self._pending.pop(0)
             log_odds = np.zeros(size, weight_dtype())

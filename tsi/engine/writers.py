@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from tsi.engine.common_past import Common
+from tsi.engine.model_weights import ModelWeights
 from tsi.engine.paging.pool import Pool
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.programs.slots import Chosen
@@ -23,7 +24,6 @@ from tsi.engine.sizing.sizes import (
     room_of,
     width_of,
 )
-from tsi.reasoning.particles import ReasoningParams
 
 LAG = 64
 """Number of positions of the common past that a slot may still contain itself. Loading
@@ -51,7 +51,7 @@ class Writers:
         sizes: sizes of the lane.
         each: number of working rows per problem.
         max_positions: the maximum number of positions that a slot may need.
-        params: weights and temperatures.
+        weights: of the models, and temperatures.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Writers:
         sizes: Sizes,
         each: int,
         max_positions: int,
-        params: ReasoningParams,
+        weights: ModelWeights,
     ) -> None:
         self.programs, self.pool = programs, pool
         self.sizes, self.each, self.max_positions = sizes, each, max_positions
-        self.params = params
+        self.weights = weights
         self.common: Common | None = None
         if sizes.shares:
             self.common = Common(programs, pool, sizes.problems, max_positions)
@@ -165,7 +165,7 @@ class Writers:
             np.pad(self.start[self.at], pad),
             np.pad(self.filled[self.at], pad),
             *keys,
-            self.params,
+            self.weights.params,
         )
         self.slots = new_slots._replace(cache=cache)
 
@@ -175,7 +175,7 @@ class Writers:
         # Rows of abandoned problems are still active on the device.
         self.slots = self.slots._replace(active=self.active)
         new_slots, new, status = self.programs.burst(
-            self.params,
+            self.weights.params,
             self.slots,
             self.common_cache,
             chosen_slots,
@@ -283,8 +283,8 @@ class Writers:
         )
         self.idle = 0.0
         if self.slots is None:
-            has_penalty = self.params.repetition_penalty is not None
-            vocab_size = self.params.policy.config.vocab_size if has_penalty else None
+            has_penalty = self.weights.settings.repetition_penalty is not None
+            vocab_size = self.weights.policy_config.vocab_size if has_penalty else None
             template, number = self.pool.like, self.number
             self.slots = self.programs.slots(template, number, size, vocab_size)
         elif size != self.room:

@@ -78,6 +78,7 @@ class Report(NamedTuple):
             to the weights (:func:`tsi.models.prefill.prefill_bytes`).
         peak_bytes: peak memory of a device of the run since the process began; on a CPU
             that of the process.
+        weight_moves: how often a model was moved to the devices, if models take turns.
     """
 
     useful: int
@@ -94,6 +95,7 @@ class Report(NamedTuple):
     model_programs: Mapping[str, int] = {}
     cache: CacheBytes = CacheBytes()
     peak_bytes: int = 0
+    weight_moves: int = 0
 
     @property
     def utilisation(self) -> float:
@@ -127,7 +129,10 @@ def total(reports: Iterable[Report]) -> Report:
     seconds, compiling = Counter[str](), Counter[str]()
     for report in reports:
         sums.update(
-            useful=report.useful, computed=report.computed, bursts=report.bursts
+            useful=report.useful,
+            computed=report.computed,
+            bursts=report.bursts,
+            weight_moves=report.weight_moves,
         )
         seconds.update(report.seconds)
         compiling.update(report.compiling)
@@ -139,6 +144,7 @@ def total(reports: Iterable[Report]) -> Report:
         dict(seconds),
         compiling=dict(compiling),
         cache=cache,
+        weight_moves=sums["weight_moves"],
     )
 
 

@@ -130,22 +130,41 @@ def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
         models: a model, or several.
         mesh: the devices over which they will be divided; None for one device.
     """
+    return sum(
+        _model_bytes(model, mesh, with_loaded=False) for model in _modules(models)
+    )
 
-    def shape_of(model: Any, path: str, leaf: jax.ShapeDtypeStruct) -> Any:
-        config = getattr(model, "config", None)
-        if mesh is None or not isinstance(config, DecoderConfig):
-            return leaf.shape
-        return sharding_of(path, leaf.shape, config, mesh).shard_shape(leaf.shape)
 
-    total = 0
-    for model in jax.tree.leaves(models, is_leaf=lambda x: isinstance(x, nnx.Module)):
-        if not isinstance(model, nnx.Module):
+def bytes_in_turns(models: Any, mesh: Mesh | None = None) -> int:
+    """Bytes per device of the largest of some models, loaded or not.
+
+    Args:
+        models: as in `unloaded_bytes`.
+        mesh: as there.
+    """
+    return max(
+        (_model_bytes(model, mesh, with_loaded=True) for model in _modules(models)),
+        default=0,
+    )
+
+
+def _modules(models: Any) -> list[nnx.Module]:
+    leaves = jax.tree.leaves(models, is_leaf=lambda x: isinstance(x, nnx.Module))
+    return [model for model in leaves if isinstance(model, nnx.Module)]
+
+
+def _model_bytes(model: nnx.Module, mesh: Mesh | None, *, with_loaded: bool) -> int:
+    """Bytes per device of a model's weights, those on disk or all."""
+    config, total = getattr(model, "config", None), 0
+    for keys, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        leaf = variable.get_value()
+        if not (with_loaded or isinstance(leaf, jax.ShapeDtypeStruct)):
             continue
-        for keys, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-            leaf = variable.get_value()
-            if isinstance(leaf, jax.ShapeDtypeStruct):
-                shape = shape_of(model, ".".join(map(str, keys)), leaf)
-                total += math.prod(shape) * leaf.dtype.itemsize
+        shape = leaf.shape
+        if mesh is not None and isinstance(config, DecoderConfig):
+            path = ".".join(map(str, keys))
+            shape = sharding_of(path, shape, config, mesh).shard_shape(shape)
+        total += math.prod(shape) * leaf.dtype.itemsize
     return total
 
 
@@ -158,18 +177,30 @@ def free_bytes(device: jax.Device | None = None) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def free_beside_weights(models: Any, mesh: Mesh | None = None) -> int:
-    """Free bytes of a device minus those of weights that are not loaded yet.
+def free_beside_weights(
+    models: Any, mesh: Mesh | None = None, *, takes_turns: bool = False
+) -> int:
+    """Free bytes of a device minus those of weights that are not on it yet.
 
     Args:
         models: a model, or several.
         mesh: devices, of which the one with the least free memory counts; None for one
             device.
+        takes_turns: whether the weights are in the host's memory, and only those of one
+            model at a time on the device.
     """
     devices = [None] if mesh is None else mesh.local_devices
     free = min(free_bytes(device) for device in devices)
     is_divided = mesh is not None and mesh.shape.get(MODEL, 1) > 1
-    return free - unloaded_bytes(models, mesh if is_divided else None)
+    divided = mesh if is_divided else None
+    if takes_turns and _has_own_memory(devices[0]):
+        return free - bytes_in_turns(models, divided)
+    return free - unloaded_bytes(models, divided)
+
+
+def _has_own_memory(device: jax.Device | None) -> bool:
+    device = jax.local_devices()[0] if device is None else device
+    return device.platform != "cpu"
 
 
 def peak_bytes(device: jax.Device | None = None) -> int:

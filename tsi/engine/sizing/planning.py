@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from tsi.engine.sizing.memory import (
     CacheSizes,
+    bytes_in_turns,
     bytes_of_row,
     cache_sizes,
     free_bytes,
@@ -76,6 +77,8 @@ def device_limits(
     mesh: Mesh | None,
     cache_dtype: str | None = None,
     max_rows: int | None = None,
+    *,
+    takes_turns: bool = False,
 ) -> Limits:
     """Limits for these models and the current free memory of the devices.
 
@@ -88,6 +91,7 @@ def device_limits(
         mesh: the devices, as :class:`tsi.engine.engine.Engine` has them.
         cache_dtype: type of keys and values; None for the models' own.
         max_rows: number of rows, if it is given and not planned.
+        takes_turns: whether the two models take turns on the devices.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     parts = 1 if mesh is None else mesh.shape.get(MODEL, 1)
@@ -96,7 +100,8 @@ def device_limits(
     if on_cpu:
         # CPU devices share the host's memory.
         free //= len(devices)
-    free -= unloaded_bytes((policy, reward_model), mesh)
+    weights = unloaded_bytes if on_cpu or not takes_turns else bytes_in_turns
+    free -= weights((policy, reward_model), mesh)
     caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
     need = Need(caches, prompt, BLOCK)
     slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)
