@@ -339,6 +339,26 @@ def test_a_reward_model_of_another_tokenizer_is_named_with_its_format(tmp_path, 
     assert "Choose the format of this model" in capsys.readouterr().err
 
 
+@pytest.mark.long
+def test_models_that_take_turns_write_the_same(tmp_path, capsys):
+    folder = folder_of(tmp_path / "reward", max_length=1024)
+    arguments = ["solve", "3+4*2-1", "--budget", "3"]
+    texts = []
+    for more in ([], ["--take-turns"]):
+        assert main([*arguments, "--reward", f"rlhflow:{folder}", *more]) == 0
+        # Without what differs between two runs of the same command.
+        text = capsys.readouterr().out
+        texts.append(re.sub(r"[\d.]+ (m?s|seconds?|minutes?)\b", "", text))
+    assert texts[0] == texts[1]
+    assert main([*arguments, "--take-turns"]) == 2
+    error = capsys.readouterr().err
+    assert "Leave out takes_turns (--take-turns)." in error
+    assert error.count("\n") == 1
+    served = ["--policy", "served:http://localhost:1", "--take-turns"]
+    assert main([*arguments, *served]) == 2
+    assert "--take-turns is for models in this process" in capsys.readouterr().err
+
+
 def test_a_head_of_another_kind_is_not_read_as_a_token_head(tmp_path):
     config = language_config()
     save(SequenceScorer(config, rngs=nnx.Rngs(0)), config, tmp_path)
