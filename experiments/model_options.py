@@ -83,9 +83,10 @@ class ModelOptions(NamedTuple):
             the free memory.
         model_parallel: number of devices that each model is divided over; the problems
             are divided over the groups of devices.
-        take_turns: keep the policy and the reward model in the host's memory, and on
-            the device only the one that computes; for two models that do not fit there
-            together.
+        offload_weights: keep the policy and the reward model in the host's memory, and
+            copy to the device only the one that is in use; for two models that do not
+            fit there together. The reward model must read rendered text, such as
+            qwen:MODEL or rlhflow:MODEL.
         template_switch: see :data:`TemplateSwitch`.
         served_tokenizer: tokenizer of a policy served:URL: a name, folder or hub id; by
             default the server's endpoints.
@@ -116,7 +117,7 @@ class ModelOptions(NamedTuple):
     cache_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     max_rows: int | None = None
     model_parallel: int = 1
-    take_turns: bool = False
+    offload_weights: bool = False
     template_switch: TemplateSwitch = ()
     served_tokenizer: str | None = None
     served_together: bool = False
@@ -189,7 +190,7 @@ class ModelOptions(NamedTuple):
             weights=self.weights,
             cache_dtype=self.cache_dtype,
             model_parallel=self.model_parallel,
-            take_turns=self.take_turns,
+            offload_weights=self.offload_weights,
             template_switches=switches,
             shapes_only=shapes_only,
             split=split,
@@ -213,7 +214,12 @@ class ModelOptions(NamedTuple):
         from tsi.experiments.worlds.served_world import Served, served_world
         from tsi.experiments.worlds.step_ends import step_ends
 
-        for name in ("cache_dtype", "model_parallel", "take_turns", "model_sampling"):
+        for name in (
+            "cache_dtype",
+            "model_parallel",
+            "offload_weights",
+            "model_sampling",
+        ):
             if getattr(self, name) != ModelOptions._field_defaults[name]:
                 option = name.replace("_", "-")
                 raise ConfigurationError(

@@ -344,19 +344,19 @@ def test_models_that_take_turns_write_the_same(tmp_path, capsys):
     folder = folder_of(tmp_path / "reward", max_length=1024)
     arguments = ["solve", "3+4*2-1", "--budget", "3"]
     texts = []
-    for more in ([], ["--take-turns"]):
+    for more in ([], ["--offload-weights"]):
         assert main([*arguments, "--reward", f"rlhflow:{folder}", *more]) == 0
         # Without what differs between two runs of the same command.
         text = capsys.readouterr().out
         texts.append(re.sub(r"[\d.]+ (m?s|seconds?|minutes?)\b", "", text))
     assert texts[0] == texts[1]
-    assert main([*arguments, "--take-turns"]) == 2
+    assert main([*arguments, "--offload-weights"]) == 2
     error = capsys.readouterr().err
-    assert "Leave out takes_turns (--take-turns)." in error
+    assert "Leave out offload_weights (--offload-weights)." in error
     assert error.count("\n") == 1
-    served = ["--policy", "served:http://localhost:1", "--take-turns"]
+    served = ["--policy", "served:http://localhost:1", "--offload-weights"]
     assert main([*arguments, *served]) == 2
-    assert "--take-turns is for models in this process" in capsys.readouterr().err
+    assert "--offload-weights is for models in this process" in capsys.readouterr().err
 
 
 def test_a_head_of_another_kind_is_not_read_as_a_token_head(tmp_path):

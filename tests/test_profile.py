@@ -122,7 +122,7 @@ def test_compilations_are_told_to_the_clock_of_their_thread():
 def test_groups_of_devices_sum_to_their_number_times_the_wall_time():
     seconds = [dict.fromkeys(PARTS, 0.0) | {"decode": x, "idle": 1.0} for x in (3, 5)]
     reports = [
-        Report(10, 20, 1, part, cache=CacheBytes(4, 2, 9), weight_moves=3)
+        Report(10, 20, 1, part, cache=CacheBytes(4, 2, 9), weight_transfers=3)
         for part in seconds
     ]
     report = report_of_groups(total(reports), wall=8.0, groups=3)
@@ -133,7 +133,7 @@ def test_groups_of_devices_sum_to_their_number_times_the_wall_time():
     assert report.cache == CacheBytes(8, 4, 18)
     both = report_of_runs([report, report._replace(cache=CacheBytes(50, 1, 60))])
     assert both.useful == 40
-    assert both.weight_moves == 12
+    assert both.weight_transfers == 12
     assert both.cache == CacheBytes(50, 1, 60)
     assert sum(both.parts().values()) == pytest.approx(both.wall) == 16
 

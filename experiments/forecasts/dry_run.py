@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from tsi.engine.methods import plan_of
 from tsi.engine.outcome import flops_of
@@ -294,7 +295,8 @@ def _line(
     rollouts = sum(run.budget * run.problems for run in costs)
     if rollouts == 0:
         return "All rows exist."
-    weights = sum(map(_bytes_of, (engine.policy, engine.reward_model)))
+    models = [_bytes_of(model) for model in (engine.policy, engine.reward_model)]
+    weights = max(models) if engine.offload_weights else sum(models)
     prompt = prompt_tokens(world)
     room = room_of(prompt + engine.target.max_tokens)
     slots = max(cost.slots for cost in costs.values()) * room * engine.caches.policy
@@ -328,9 +330,12 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
         f"{_size(max_positions * sum(sizes))} for a row of {max_positions:,} positions"
     )
     slots = room_of(max_positions) * sizes.policy * engine.max_rows
+    beside = "after loading the weights"
+    if engine.offload_weights:
+        beside = "beside the larger of the two models"
     lines = [
         f"weights  {_size(policy)} of the policy, {_size(reward)} of the reward",
-        f"memory   {_size(free_bytes)} free on a device after loading the weights",
+        f"memory   {_size(free_bytes)} free on a device {beside}",
         f"rows     at most {engine.max_rows:,} write together on a device, and "
         f"explorers store {engine.max_stored:,} prefixes",
         f"caches   {sum(sizes):,} bytes per position, {row}; slots {_size(slots)}",
@@ -343,7 +348,7 @@ def _memory(engine: Any, target: Any, prompt: int) -> Sequence[str]:
 
 
 def _bytes_of(tree: Any) -> int:
-    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    arrays = (x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array | np.ndarray))
     return unloaded_bytes(tree) + sum(leaf.nbytes for leaf in arrays)
 
 

@@ -71,7 +71,7 @@ def stream_method(
 
     Arguments are checked immediately; the run starts when the first result is
     requested. The results of a method in rounds come when the last of its problems has
-    ended, and its numbers are checked when the run starts.
+    ended, and the size and number of its rounds are checked when the run starts.
 
     Args:
         world: a task with its models.

@@ -119,8 +119,10 @@ def table_of(report: Report) -> str:
         )
 
     moves = []
-    if report.weight_moves:
-        moves = [f"weights moved             {report.weight_moves} times to a device"]
+    if report.weight_transfers:
+        moves = [
+            f"weights copied            {report.weight_transfers} times to a device"
+        ]
     owner = "the process" if jax.default_backend() == "cpu" else "a device"
     return "\n".join(
         [

@@ -52,7 +52,7 @@ def embedded_world(
     cache_dtype: str | None = None,
     weights: str | None = None,
     model_parallel: int = 1,
-    take_turns: bool = False,
+    offload_weights: bool = False,
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
     split: Split = "test",
@@ -86,8 +86,8 @@ def embedded_world(
             ``dtype``.
         model_parallel: number of devices that each model is divided over; the problems
             are divided over the groups of devices.
-        take_turns: load the models into the host's memory; only the one that computes
-            is on the devices.
+        offload_weights: load the models into the host's memory, and copy to the devices
+            only the one that is in use.
         template_switches: variables of the policy's chat template, of JSON types, such
             as ``enable_thinking``.
         shapes_only: do not load the weights; such a world can be used for plans, but
@@ -101,9 +101,10 @@ def embedded_world(
         CheckpointError: a model cannot be read.
         DownloadError: a model cannot be fetched.
         ConfigurationError: a model is of the wrong kind or width, the reward model
-            reads other tokens than the policy writes or cannot take turns with it, its
-            scores do not support the aggregation, the devices cannot be divided in this
-            way, or the chat template does not have a switch or cannot be used.
+            reads other tokens than the policy writes, weights are to be offloaded for a
+            reward that does not read text, its scores do not support the aggregation,
+            the devices cannot be divided in this way, or the chat template does not
+            have a switch or cannot be used.
         PromptTooLongError: a prompt is longer than the models' context.
     """
     task = get_task(task) if isinstance(task, str) else task
@@ -122,7 +123,7 @@ def embedded_world(
     load_options: dict[str, Any] = {
         "dtype": dtype,
         "weights": weights,
-        "mesh": host_mesh() if take_turns else mesh,
+        "mesh": host_mesh() if offload_weights else mesh,
         "shapes_only": shapes_only,
     }
     loaded_policy = load_policy(
@@ -181,7 +182,7 @@ def embedded_world(
         cache_dtype=cache_dtype,
         max_rows=max_rows,
         mesh=mesh,
-        takes_turns=take_turns,
+        offload_weights=offload_weights,
         settings=settings,
     )
 
@@ -237,7 +238,7 @@ def host_mesh() -> Mesh:
         devices = jax.local_devices(backend="cpu")
     except RuntimeError as error:
         raise ConfigurationError(
-            "Models that take turns are kept in the host's memory, and JAX may not use "
+            "Offloaded models are kept in the host's memory, and JAX may not use "
             f"the CPU ({error}). Unset JAX_PLATFORMS, or add cpu to it after a comma."
         ) from error
     return make_mesh(1, 1, devices=devices[:1])

@@ -86,7 +86,7 @@ def task_world(
     max_rows: int | None = None,
     max_stored: int | None = None,
     mesh: Mesh | None = None,
-    takes_turns: bool = False,
+    offload_weights: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> World:
     """The world of a task, a policy and a reward.
@@ -100,7 +100,7 @@ def task_world(
             :func:`tsi.experiments.worlds.language_policy.prompt_encoder`.
         ends: of steps and solutions, in addition to those of the task and the policy.
         cache_dtype: of keys and values; that of the weights, if None.
-        max_rows, max_stored, mesh, takes_turns: see
+        max_rows, max_stored, mesh, offload_weights: see
             :func:`tsi.engine.assembly.reasoning_engine`.
         settings: further settings that rows record, such as the reward and the type of
             the weights.
@@ -130,7 +130,7 @@ def task_world(
         max_rows=max_rows,
         max_stored=max_stored,
         mesh=mesh,
-        takes_turns=takes_turns,
+        offload_weights=offload_weights,
     )
     drawing: dict[str, Any] = {"temperature": sampling.temperature}
     parts = sampling.truncation._asdict().items()

@@ -35,7 +35,7 @@ def reasoning_engine(
     max_rows: int | None = None,
     max_stored: int | None = None,
     mesh: Mesh | None = None,
-    takes_turns: bool = False,
+    offload_weights: bool = False,
 ) -> Engine:
     r"""The engine that runs samplers on problems of one policy and one reward.
 
@@ -58,8 +58,8 @@ def reasoning_engine(
         max_stored: prefixes that explorers store at once; None for a number that suits
             the device.
         mesh: devices, as :class:`tsi.engine.engine.Engine` divides them.
-        takes_turns: keep the weights of policy and reward model in the host's memory,
-            and on the devices only those of the model that computes.
+        offload_weights: as for :class:`tsi.engine.engine.Engine`; load both models on
+            the host.
 
     Raises:
         ConfigurationError: the policy cannot write a delimiter or stop string; the
@@ -99,7 +99,7 @@ def reasoning_engine(
         mesh,
         cache_dtype,
         max_rows,
-        takes_turns=takes_turns,
+        offload_weights=offload_weights,
     )
     rows = planned.rows if max_rows is None else max_rows
     engine = Engine(
@@ -115,7 +115,7 @@ def reasoning_engine(
         max_rows=rows,
         max_stored=max_stored,
         mesh=mesh,
-        takes_turns=takes_turns,
+        offload_weights=offload_weights,
     )
     if max_stored is None:
         engine.max_stored = max(planned.stored, rows)

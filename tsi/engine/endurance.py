@@ -55,6 +55,13 @@ class Endurance:
         """Number of tokens drawn so far, lost ones included."""
         return sum(report.useful for report in self._all_reports())
 
+    def end(self) -> None:
+        """Free the caches, without waiting for a collection of garbage."""
+        lane = self._lane
+        self._reports, self._lane = self._all_reports(), None
+        if lane is not None:
+            lane.free()
+
     def switch_to_idle(self) -> None:
         """Count the time as idle until the next problem is requested."""
         if self._lane is not None:

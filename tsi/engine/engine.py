@@ -37,9 +37,9 @@ from tsi.engine.meters.report import Progress
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.model_weights import (
     ModelWeights,
-    WeightsInTurns,
+    OffloadedWeights,
+    fetch_weights,
     place_on,
-    weights_on_host,
 )
 from tsi.engine.outcome import slot_costs
 from tsi.engine.outcomes import Outcomes
@@ -48,7 +48,7 @@ from tsi.engine.prompts import encode_prompt, pad_prompts
 from tsi.engine.run_checks import (
     check_method,
     check_num_particles,
-    check_turns,
+    check_offload,
     truncation_in_effect,
 )
 from tsi.engine.sizing import sizes as sizing
@@ -111,15 +111,18 @@ class Engine(BaseEngine):
         mesh: devices: problems are divided along its ``data`` axis, weights and heads
             along ``model``; None for one device. Weights that are already on these
             devices, divided or not, are not moved.
-        takes_turns: keep the weights of both models in the host's memory, and on the
-            devices only those of the model that computes.
+        offload_weights: keep the weights of both models in the host's memory, and copy
+            to the devices only those of the model that is in use. Weights that are
+            already on a device stay there as long as the caller refers to them, so load
+            them on the host.
 
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
             draw; the penalty is not a positive number; a limit of rows is below 1; the
-            cache's type is not supported; or the reward has no model of its own that
-            could take turns with the policy. Whether both models have the same tokens
-            is not checked: see :func:`tsi.decoding.vocabularies.first_difference`.
+            cache's type is not supported; or weights are to be offloaded, and the
+            reward has no model that reads rendered text. Whether both models have the
+            same tokens is not checked: see
+            :func:`tsi.decoding.vocabularies.first_difference`.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class Engine(BaseEngine):
         max_rows: int = 2048,
         max_stored: int | None = None,
         mesh: Mesh | None = None,
-        takes_turns: bool = False,
+        offload_weights: bool = False,
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
@@ -161,13 +164,13 @@ class Engine(BaseEngine):
             check_cache_dtype(cache_dtype)
             policy = with_cache_dtype(policy, cache_dtype)
             reward_model = with_cache_dtype(reward_model, cache_dtype)
-        if takes_turns:
-            check_turns(target.reward)
-            policy, reward_model = weights_on_host((policy, reward_model))
+        if offload_weights:
+            check_offload(target.reward)
+            policy, reward_model = fetch_weights((policy, reward_model))
         elif mesh is not None:
             policy, reward_model = keep_or_replicate((policy, reward_model), mesh)
         self.policy, self.reward_model = policy, reward_model
-        self.takes_turns = takes_turns
+        self.offload_weights = offload_weights
         self.max_in_flight = rows_in_flight(max_rows, self._flops)
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
@@ -216,9 +219,14 @@ class Engine(BaseEngine):
         return cache_sizes(self.target, self.policy, self.reward_model, parts)
 
     def free_bytes(self) -> int:
-        """Free bytes of a device minus those of weights that are not loaded yet."""
+        """Free bytes of a device minus those of weights that are not on it yet.
+
+        If weights are offloaded, these are the bytes of the larger model.
+        """
         return free_beside_weights(
-            (self.policy, self.reward_model), self.mesh, takes_turns=self.takes_turns
+            (self.policy, self.reward_model),
+            self.mesh,
+            offload_weights=self.offload_weights,
         )
 
     def stream(
@@ -346,7 +354,7 @@ class Engine(BaseEngine):
             )
             record(report)
 
-        return run.results(record_report)
+        return _results(run, record_report, weights)
 
     def _params(
         self,
@@ -369,8 +377,8 @@ class Engine(BaseEngine):
 
     def _weights(self, params: ReasoningParams) -> list[ModelWeights]:
         """The weights of each group of devices."""
-        if self.takes_turns:
-            return [WeightsInTurns(params, place_on(part)) for part in self._parts]
+        if self.offload_weights:
+            return [OffloadedWeights(params, place_on(part)) for part in self._parts]
         # Read here, on one thread: JAX builds the list of an array's shards when it is
         # first read, and threads of several lanes could read an incomplete list.
         models = self.policy, self.reward_model
@@ -420,3 +428,15 @@ class Engine(BaseEngine):
         return encode_prompt(
             problem, self.encode, self.target, self._num_rows, self._context
         )
+
+
+def _results(
+    run: EngineRun, record: Callable[[], None], weights: list[ModelWeights]
+) -> Iterator[Result]:
+    """The results of a run, after which its memory on the devices is free."""
+    try:
+        yield from run.results(record)
+    finally:
+        run.end()
+        for part in weights:
+            part.release()

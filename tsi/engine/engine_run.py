@@ -120,6 +120,11 @@ class EngineRun:
         warn_of_invalid(number, self._names_of_invalid())
         self.failures.check()
 
+    def end(self) -> None:
+        """Free the memory of all groups of devices."""
+        for lane in self._lanes:
+            lane.end()
+
     def report(self, devices: Sequence[jax.Device | None]) -> Report:
         """What has been done so far, on these devices."""
         compiled = compilations().since(self._compilations)

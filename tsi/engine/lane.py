@@ -74,7 +74,7 @@ class Lane(ProblemLoop):
         sizes: Sizes,
         exact: bool = False,
     ) -> None:
-        programs.set_home(weights.policy_anchor)
+        programs.set_home(weights.policy_location)
         plan, target = method.plan, programs.target
         super().__init__(
             method, key, ids, sizes.problems, target.max_steps, Clock(exact)
@@ -92,7 +92,7 @@ class Lane(ProblemLoop):
                 programs, programs.texts, weights, questions, total, sizes, POOL // 2
             )
             questions = None
-        self.weights, self._moves_before = weights, weights.num_moves
+        self.weights, self._transfers_before = weights, weights.num_transfers
         self.prompts = PromptReader(programs, weights, prompts, questions, sizes)
         longest = self.prompts.width + target.max_tokens
         self.store = RowStore(programs, weights, sizes, plan, longest, readings)
@@ -114,13 +114,18 @@ class Lane(ProblemLoop):
             times.seconds,
             compiling=times.compiling,
             cache=self.cache,
-            weight_moves=self.weights.num_moves - self._moves_before,
+            weight_transfers=self.weights.num_transfers - self._transfers_before,
         )
 
     @property
     def num_written(self) -> int:
         """Tokens that have been written so far."""
         return 0 if self.writers is None else self.writers.useful
+
+    def free(self) -> None:
+        """Free the rows and their caches; the lane cannot be used again."""
+        nothing: Any = None
+        self.store = self.steps = self.writers = nothing
 
     # Problems
 
@@ -132,6 +137,7 @@ class Lane(ProblemLoop):
             self.store.enter(batch, self.population.rows_of(entering))
             # Its dense caches must be free before the next batch is read.
             del batch
+        self.store.read_questions()
         if self.writers is None:
             max_positions = room_of(self.store.longest + self.sizes.burst)
             each = self.method.plan.rows
@@ -214,7 +220,8 @@ class Lane(ProblemLoop):
             if len(batch):
                 self.writers.forget(rows[batch])
                 self._give_up_all(self.steps.repeat(rows[batch], sources[batch]))
-        self._give_up_all(self.steps.collect())
+        if not self.weights.is_offloaded:
+            self._give_up_all(self.steps.collect())
         self.clock.switch(before)
 
     # Steps
@@ -223,11 +230,14 @@ class Lane(ProblemLoop):
         """Fill the slots, draw tokens, and let the reward read the steps that ended."""
         writers = self.writers
         if not (
-            self.queue or (writers.active | writers.ended).any() or self.steps.waits
+            self.queue
+            or (writers.active | writers.ended).any()
+            or self.steps.has_waiting_steps
         ):
             return False
         before = self.clock.phase("move")
-        self._fill()
+        if self.queue:
+            self._fill()
         self.clock.phase("decode")
         if writers.active.any():
             writers.write(self._num_to_wait_for())
@@ -272,14 +282,14 @@ class Lane(ProblemLoop):
     def _read(self) -> None:
         """Let the reward read the steps that some problem or row waits for."""
         writers, reads = self.writers, self.sizes.reads
-        takes_turns = self.weights.takes_turns
+        is_offloaded = self.weights.is_offloaded
         at = slots_to_read(
             writers.ended,
             writers.active,
             self.population.places_of(writers.row_of),
             writers.counts,
             reads,
-            all_now=bool(self.queue) or self.sizes.part == 1 or takes_turns,
+            all_now=bool(self.queue) or self.sizes.part == 1 or is_offloaded,
         )
         for start in range(0, len(at), reads):
             batch = at[start : start + reads]
@@ -287,6 +297,6 @@ class Lane(ProblemLoop):
             batch = batch[writers.ended[batch]]
             if len(batch):
                 self._give_up_all(self.steps.read(writers, batch))
-        # Weights are moved when no row can write before others have been read.
-        if not takes_turns or not (self.queue or writers.active.any()):
+        # An offloaded reward model reads once no row is active or queued.
+        if not is_offloaded or not (self.queue or writers.active.any()):
             self._give_up_all(self.steps.collect())

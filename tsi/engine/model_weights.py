@@ -1,10 +1,9 @@
 """The weights that the programs of a lane are called with.
 
 Usually the policy and the reward model are both on the device. If they do not fit there
-together, :class:`WeightsInTurns` keeps both in the host's memory, and moves a model to
-the device when a program needs it, in place of the other. A lane
-that asks for the two models alternately is slow and not wrong, so only the speed
-depends on the lane's schedule.
+together, :class:`OffloadedWeights` keeps both in the host's memory, and copies a model
+to the device when a program needs it, in place of the other one. Alternating between
+the models costs time; results do not change.
 """
 
 from collections.abc import Callable
@@ -15,28 +14,27 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tsi.engine.meters.clock import Timed
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.partition import sharding_of
 from tsi.reasoning.particles import ReasoningParams
 
 
 class ModelWeights:
-    """A policy, and a reward model that has its own programs, on the same device.
+    """Weights that stay on their devices.
 
     Attributes:
-        params: weights of the policy, and temperatures.
-        reward_model: weights of the reward model, or None.
-        settings: `params` without weights.
-        takes_turns: whether only one of the models is on the device.
-        num_moves: how often a model was moved to the device.
+        settings: temperatures and truncation, without weights.
+        is_offloaded: whether only one of the models is on the device at a time.
+        num_transfers: how often a model was copied to the device.
 
     Args:
         params: weights and temperatures; its prompts are not used.
-        reads_text: whether the reward model has its own programs.
+        reads_text: whether the reward model reads rendered text, in its own programs.
     """
 
-    takes_turns = False
-    num_moves = 0
+    is_offloaded = False
+    num_transfers = 0
 
     def __init__(self, params: ReasoningParams, reads_text: bool) -> None:
         self._reward_model: Any = params.reward_model if reads_text else None
@@ -46,12 +44,15 @@ class ModelWeights:
 
     @property
     def params(self) -> ReasoningParams:
-        """Weights of the policy, and temperatures."""
+        """Weights for the policy's programs, and temperatures.
+
+        The reward model is included if it reads in these programs.
+        """
         return self._params
 
     @property
     def reward_model(self) -> Any:
-        """Weights of the reward model."""
+        """Weights of a reward model that reads rendered text, or None."""
         return self._reward_model
 
     @property
@@ -65,69 +66,77 @@ class ModelWeights:
         return self._reward_model.config
 
     @property
-    def policy_anchor(self) -> Any:
-        """An array that is where the policy is computed."""
+    def policy_location(self) -> Any:
+        """A tree of arrays on the devices of the policy."""
         return self._params.policy
 
     @property
-    def reward_anchor(self) -> Any:
-        """An array that is where the reward model is computed."""
+    def reward_location(self) -> Any:
+        """A tree of arrays on the devices of the reward model."""
         return self._reward_model
 
+    def release(self) -> None:
+        """Free what was copied to the device."""
 
-class WeightsInTurns(ModelWeights):
-    """A policy and a reward model of which only one is on the device.
+
+class OffloadedWeights(ModelWeights):
+    """A policy and a reward model of which one at a time is on the device.
 
     Args:
-        params: weights in the host's memory (:func:`weights_on_host`).
-        place: puts a model on the device.
+        params: weights in the host's memory (:func:`fetch_weights`).
+        place: puts a model, or an array, on the device.
     """
 
-    takes_turns = True
+    is_offloaded = True
 
     def __init__(self, params: ReasoningParams, place: Callable[[Any], Any]) -> None:
         super().__init__(params, reads_text=True)
-        self._place, self.num_moves = place, 0
-        self._resident: tuple[str, Any] = ("", None)
-        self._anchor = place(np.zeros(1, np.float32))
+        self.num_transfers = 0
+        self._place = Timed(place, "move")
+        self._on_device: tuple[str, Any] = ("", None)
+        self._location = place(np.zeros(1, np.float32))
 
     @property
     def params(self) -> ReasoningParams:
-        """Weights of the policy, on the device from now on, and temperatures."""
+        """Weights of the policy, which are now on the device, and temperatures."""
         return self._params._replace(policy=self._use("policy", self._params.policy))
 
     @property
     def reward_model(self) -> Any:
-        """Weights of the reward model, on the device from now on."""
+        """Weights of the reward model, which are now on the device."""
         return self._use("reward", self._reward_model)
 
     @property
-    def policy_anchor(self) -> Any:
-        """An array that is where the policy is computed."""
-        return self._anchor
+    def policy_location(self) -> Any:
+        """An array on the device."""
+        return self._location
 
     @property
-    def reward_anchor(self) -> Any:
-        """An array that is where the reward model is computed."""
-        return self._anchor
+    def reward_location(self) -> Any:
+        """An array on the device."""
+        return self._location
 
     def release(self) -> None:
-        """Free the device's memory."""
-        _, model = self._resident
-        self._resident = ("", None)
+        """Free what was copied to the device."""
+        _, model = self._on_device
+        self._on_device = ("", None)
+        if model is None:
+            return
+        # Programs that have been started may still read the weights. A device runs its
+        # programs in order, so this one ends after them.
+        jax.block_until_ready(self._location + 0)
         for leaf in jax.tree.leaves(model):
-            # Programs that have been started keep what they read until they end.
             leaf.delete()
 
     def _use(self, name: str, model: Any) -> Any:
-        if self._resident[0] != name:
+        if self._on_device[0] != name:
             self.release()
-            self._resident = (name, self._place(model))
-            self.num_moves += 1
-        return self._resident[1]
+            self._on_device = (name, self._place(model))
+            self.num_transfers += 1
+        return self._on_device[1]
 
 
-def weights_on_host(model: Any) -> Any:
+def fetch_weights(model: Any) -> Any:
     """A model whose weights are in the host's memory."""
 
     def fetch(leaf: Any) -> Any:

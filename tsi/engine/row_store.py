@@ -66,6 +66,7 @@ class RowStore:
         self.readers: Any = readings
         # Positions of the policy's cache that each problem's prompt fills.
         self._prompt_lengths = np.zeros(sizes.problems, np.int32)
+        self._entered: list[tuple[Any, ...]] = []
 
     @property
     def pools(self) -> list[Pool]:
@@ -104,7 +105,17 @@ class RowStore:
         self.policy.store(dense, first, np.zeros(count, np.int32), lengths)
         self.policy.tables.fork(rows, np.repeat(first, each))
         if isinstance(self.readers, TextReadings):
-            self.readers.enter(batch.problems, batch.places, rows, origin)
+            self._entered.append((batch.problems, batch.places, rows, origin))
+
+    def read_questions(self) -> None:
+        """Let a reward model that reads text read the prompts of what has entered.
+
+        It comes after all batches of the policy, since its weights may be offloaded.
+        """
+        entered, self._entered = self._entered, []
+        for arguments in entered:
+            assert isinstance(self.readers, TextReadings)
+            self.readers.enter(*arguments)
 
     def _allocate(self, batch: PromptBatch) -> None:
         dense, particles, reward, shared, like = batch.prefill

@@ -40,8 +40,8 @@ def check_num_particles(num_particles: Any) -> None:
         )
 
 
-def check_turns(reward: Any) -> None:
-    """Refuse to let a policy and a reward take turns if they share programs.
+def check_offload(reward: Any) -> None:
+    """Refuse to offload weights if no reward model has its own programs.
 
     Raises:
         ConfigurationError: see above.
@@ -49,9 +49,9 @@ def check_turns(reward: Any) -> None:
     if isinstance(reward, TextReader):
         return
     raise ConfigurationError(
-        "Only a reward model that reads rendered text can take turns with the policy, "
+        "Weights are offloaded in favour of a reward model that reads rendered text, "
         f"and the reward is a {type(reward).__name__}, which has no model or reads in "
-        "the policy's own programs. Leave out takes_turns (--take-turns)."
+        "the policy's own programs. Leave out offload_weights (--offload-weights)."
     )
 
 

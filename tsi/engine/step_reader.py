@@ -3,7 +3,8 @@
 A step is drawn in a slot, or it repeats a step of another row. Either way one program
 appends it to the row and lets the reward's model read it. A reward on the host scores
 the step afterwards, before the next burst. For a reward model that reads rendered text,
-the scores are collected later, so that the device reads while the host renders.
+the scores are collected later, so that the device reads while the host renders. An
+offloaded reward model reads when no row can write before its scores.
 """
 
 from typing import Any, NamedTuple
@@ -62,8 +63,8 @@ class StepReader:
         self._waiting: list[Batch] = []
 
     @property
-    def waits(self) -> bool:
-        """Whether steps wait for the reward model's turn."""
+    def has_waiting_steps(self) -> bool:
+        """Whether steps wait for an offloaded reward model."""
         return bool(self._waiting)
 
     def read(self, writers: Writers, at: Int[np.ndarray, " A"]) -> list[FailedStep]:
@@ -146,8 +147,7 @@ class StepReader:
         """
         if self.scores is None:
             return []
-        waiting, self._waiting = self._waiting, []
-        failed = [step for batch in waiting for step in self._ask(batch)]
+        failed = self._ask_waiting()
         for scored in self.scores.answers(self.store.stored, self.weights.settings):
             self.store.stored, rows, replies = scored
             self.population.end_step(rows, replies)
@@ -180,10 +180,23 @@ class StepReader:
             population.index[places],
             places,
         )
-        if self.weights.takes_turns:
+        if self.weights.is_offloaded:
             self._waiting.append(batch)
             return failed
         return failed + self._ask(batch)
+
+    def _ask_waiting(self) -> list[FailedStep]:
+        """Request the scores of all steps that wait, in full batches by length."""
+        if not self._waiting:
+            return []
+        steps = jax.tree.map(lambda *x: np.concatenate(x), *self._waiting)
+        self._waiting = []
+        order = np.argsort(steps.replies.lengths - steps.before, kind="stable")
+        failed: list[FailedStep] = []
+        for start in range(0, len(order), self.sizes.reads):
+            at = order[start : start + self.sizes.reads]
+            failed += self._ask(jax.tree.map(lambda leaf, at=at: leaf[at], steps))
+        return failed
 
     def _ask(self, batch: Batch) -> list[FailedStep]:
         """Request the scores of a batch.

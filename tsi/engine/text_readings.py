@@ -105,7 +105,7 @@ class TextReadings:
     ) -> None:
         self.policy, self.programs, self.reader = policy, programs, programs.reader
         self.reader.check(questions, weights.reward_config)
-        programs.set_home(weights.reward_anchor)
+        programs.set_home(weights.reward_location)
         self.weights, self.sizes = weights, sizes
         self.shapes = Shapes(cost_of_reading, sizes.price, exact=1)
         self.questions: Questions = questions

@@ -29,7 +29,8 @@ PARTS = (
     "compile",
     "idle",
 )
-"""In order: reading prompts; copying rows between blocks and slots; drawing tokens;
+"""In order: reading prompts; copying rows between blocks and slots, and offloaded
+weights to the device; drawing tokens;
 reading steps by the reward; repeating steps; samplers and the rows that they request;
 all other work of the host; compiling programs or reading them from disk; and idle
 time."""

@@ -78,7 +78,8 @@ class Report(NamedTuple):
             to the weights (:func:`tsi.models.prefill.prefill_bytes`).
         peak_bytes: peak memory of a device of the run since the process began; on a CPU
             that of the process.
-        weight_moves: how often a model was moved to the devices, if models take turns.
+        weight_transfers: how often a model was copied to a device, if weights are
+            offloaded.
     """
 
     useful: int
@@ -95,7 +96,7 @@ class Report(NamedTuple):
     model_programs: Mapping[str, int] = {}
     cache: CacheBytes = CacheBytes()
     peak_bytes: int = 0
-    weight_moves: int = 0
+    weight_transfers: int = 0
 
     @property
     def utilisation(self) -> float:
@@ -132,7 +133,7 @@ def total(reports: Iterable[Report]) -> Report:
             useful=report.useful,
             computed=report.computed,
             bursts=report.bursts,
-            weight_moves=report.weight_moves,
+            weight_transfers=report.weight_transfers,
         )
         seconds.update(report.seconds)
         compiling.update(report.compiling)
@@ -144,7 +145,7 @@ def total(reports: Iterable[Report]) -> Report:
         dict(seconds),
         compiling=dict(compiling),
         cache=cache,
-        weight_moves=sums["weight_moves"],
+        weight_transfers=sums["weight_transfers"],
     )
 
 

@@ -135,7 +135,7 @@ def unloaded_bytes(models: Any, mesh: Mesh | None = None) -> int:
     )
 
 
-def bytes_in_turns(models: Any, mesh: Mesh | None = None) -> int:
+def largest_model_bytes(models: Any, mesh: Mesh | None = None) -> int:
     """Bytes per device of the largest of some models, loaded or not.
 
     Args:
@@ -178,7 +178,7 @@ def free_bytes(device: jax.Device | None = None) -> int:
 
 
 def free_beside_weights(
-    models: Any, mesh: Mesh | None = None, *, takes_turns: bool = False
+    models: Any, mesh: Mesh | None = None, *, offload_weights: bool = False
 ) -> int:
     """Free bytes of a device minus those of weights that are not on it yet.
 
@@ -186,16 +186,16 @@ def free_beside_weights(
         models: a model, or several.
         mesh: devices, of which the one with the least free memory counts; None for one
             device.
-        takes_turns: whether the weights are in the host's memory, and only those of one
-            model at a time on the device.
+        offload_weights: whether the weights are in the host's memory, and only those of
+            one model at a time on the device.
     """
     devices = [None] if mesh is None else mesh.local_devices
     free = min(free_bytes(device) for device in devices)
     is_divided = mesh is not None and mesh.shape.get(MODEL, 1) > 1
-    divided = mesh if is_divided else None
-    if takes_turns and _has_own_memory(devices[0]):
-        return free - bytes_in_turns(models, divided)
-    return free - unloaded_bytes(models, divided)
+    divided_mesh = mesh if is_divided else None
+    if offload_weights and _has_own_memory(devices[0]):
+        return free - largest_model_bytes(models, divided_mesh)
+    return free - unloaded_bytes(models, divided_mesh)
 
 
 def _has_own_memory(device: jax.Device | None) -> bool:
@@ -254,7 +254,8 @@ def check_weights_fit(free: int) -> None:
     if free <= 0:
         raise ConfigurationError(
             f"The models' weights take {_size(-free)} more than is free. Use smaller "
-            "models, weights in fewer bits, or more devices along the axis model."
+            "models, weights in fewer bits, more devices along the axis model, or "
+            "offload weights (--offload-weights) if two models do not fit together."
         )
 
 

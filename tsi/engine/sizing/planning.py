@@ -22,10 +22,10 @@ from jax.sharding import Mesh
 
 from tsi.engine.sizing.memory import (
     CacheSizes,
-    bytes_in_turns,
     bytes_of_row,
     cache_sizes,
     free_bytes,
+    largest_model_bytes,
     unloaded_bytes,
 )
 from tsi.engine.sizing.sizes import BLOCK, BURST, IN_FLIGHT, room_of
@@ -78,20 +78,21 @@ def device_limits(
     cache_dtype: str | None = None,
     max_rows: int | None = None,
     *,
-    takes_turns: bool = False,
+    offload_weights: bool = False,
 ) -> Limits:
     """Limits for these models and the current free memory of the devices.
 
     Args:
         target: for its limits and its reward.
-        policy: the language model, or its shapes; in that case memory for its weights
-            is subtracted.
+        policy: the language model, or its shapes; memory for weights that are not on
+            the devices yet is subtracted.
         reward_model: its weights, or their shapes, or None.
         prompt: tokens of the longest prompt.
         mesh: the devices, as :class:`tsi.engine.engine.Engine` has them.
         cache_dtype: type of keys and values; None for the models' own.
         max_rows: number of rows, if it is given and not planned.
-        takes_turns: whether the two models take turns on the devices.
+        offload_weights: whether only one of the models is on the devices at a time;
+            except on CPUs, memory for the larger one is then subtracted.
     """
     devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
     parts = 1 if mesh is None else mesh.shape.get(MODEL, 1)
@@ -100,8 +101,10 @@ def device_limits(
     if on_cpu:
         # CPU devices share the host's memory.
         free //= len(devices)
-    weights = unloaded_bytes if on_cpu or not takes_turns else bytes_in_turns
-    free -= weights((policy, reward_model), mesh)
+    bytes_of = unloaded_bytes
+    if offload_weights and not on_cpu:
+        bytes_of = largest_model_bytes
+    free -= bytes_of((policy, reward_model), mesh)
     caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
     need = Need(caches, prompt, BLOCK)
     slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)
