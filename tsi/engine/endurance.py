@@ -57,10 +57,7 @@ class Endurance:
 
     def end(self) -> None:
         """Free the caches, without waiting for a collection of garbage."""
-        lane = self._lane
         self._reports, self._lane = self._all_reports(), None
-        if lane is not None:
-            lane.free()
 
     def switch_to_idle(self) -> None:
         """Count the time as idle until the next problem is requested."""

@@ -122,11 +122,6 @@ class Lane(ProblemLoop):
         """Tokens that have been written so far."""
         return 0 if self.writers is None else self.writers.useful
 
-    def free(self) -> None:
-        """Free the rows and their caches; the lane cannot be used again."""
-        nothing: Any = None
-        self.store = self.steps = self.writers = nothing
-
     # Problems
 
     def _enter(self, problems: list[int], places: Int[np.ndarray, " n"]) -> None:
@@ -236,7 +231,8 @@ class Lane(ProblemLoop):
         ):
             return False
         before = self.clock.phase("move")
-        if self.queue:
+        # Slots are also made longer here for the rows that are in them.
+        if self.queue or writers.active.any():
             self._fill()
         self.clock.phase("decode")
         if writers.active.any():
