@@ -92,7 +92,7 @@ def test_results_say_of_every_method_what_its_sampler_does(name):
     assert estimand.reads_reward == METHODS[name].reads_reward
 
 
-def test_a_method_is_checked_before_its_first_result_is_requested():
+def test_wrong_arguments_of_a_method_fail_before_its_first_result():
     world, key = fake_world(1), jax.random.key(0)
     with pytest.raises(UnknownNameError, match="no method named 'smcc'"):
         stream_method(world, "smcc", key, world.problems, 4)
