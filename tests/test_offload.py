@@ -15,7 +15,7 @@ import test_reward_engine as engines
 import tiny_language as tiny
 
 from tsi import samplers
-from tsi.engine import engine as engine_module
+from tsi.engine import model_weights as weights_module
 from tsi.engine.engine import Engine
 from tsi.engine.model_weights import OffloadedWeights, fetch_weights, place_on
 from tsi.engine.sizing import memory, planning
@@ -78,7 +78,7 @@ class Device:
 
 @pytest.fixture
 def device(monkeypatch):
-    device, real = Device(), engine_module.place_on
+    device, real = Device(), weights_module.place_on
 
     def place_on(part):
         def place(model):
@@ -88,7 +88,7 @@ def device(monkeypatch):
 
         return place
 
-    monkeypatch.setattr(engine_module, "place_on", place_on)
+    monkeypatch.setattr(weights_module, "place_on", place_on)
     return device
 
 

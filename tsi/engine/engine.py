@@ -30,16 +30,15 @@ from tsi.decoding.vocabularies import check_rows
 from tsi.engine.base import BaseEngine
 from tsi.engine.engine_run import EngineRun
 from tsi.engine.lane import Lane
-from tsi.engine.lanes import divide, part_of
+from tsi.engine.lanes import divide
 from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import keep_programs
 from tsi.engine.meters.report import Progress
 from tsi.engine.methods import method_of, plan_of
 from tsi.engine.model_weights import (
     ModelWeights,
-    OffloadedWeights,
     fetch_weights,
-    place_on,
+    weights_of_groups,
 )
 from tsi.engine.outcome import slot_costs
 from tsi.engine.outcomes import Outcomes
@@ -312,7 +311,12 @@ class Engine(BaseEngine):
         min_bytes = self._bytes_to_read(1, width, questions)
         check_prompts_fit(min_bytes, width, self.free_bytes())
 
-        weights = self._weights(params)
+        weights = weights_of_groups(
+            params,
+            self._parts,
+            reads_text=self._programs[0].texts is not None,
+            offload=self.offload_weights,
+        )
 
         def lane_of(group: int, sizes: Sizes) -> Lane:
             programs = self._programs[group]
@@ -374,21 +378,6 @@ class Engine(BaseEngine):
             truncation,
             None if penalty in (None, 1) else jnp.float32(penalty),
         )
-
-    def _weights(self, params: ReasoningParams) -> list[ModelWeights]:
-        """The weights of each group of devices."""
-        if self.offload_weights:
-            return [OffloadedWeights(params, place_on(part)) for part in self._parts]
-        # Read here, on one thread: JAX builds the list of an array's shards when it is
-        # first read, and threads of several lanes could read an incomplete list.
-        models = self.policy, self.reward_model
-        weights = []
-        for part, programs in zip(self._parts, self._programs, strict=True):
-            policy, reward_model = part_of(models, part)
-            part_params = params._replace(policy=policy, reward_model=reward_model)
-            reads_text = programs.texts is not None
-            weights.append(ModelWeights(part_params, reads_text=reads_text))
-        return weights
 
     def _bytes_to_read(self, prompts: int, width: int, questions: Any) -> int:
         """See :func:`tsi.engine.sizing.prompt_memory.bytes_to_read`."""

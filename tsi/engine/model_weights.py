@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tsi.engine.lanes import part_of
 from tsi.engine.meters.clock import Timed
 from tsi.models.decoder_config import DecoderConfig
 from tsi.models.partition import sharding_of
@@ -134,6 +135,34 @@ class OffloadedWeights(ModelWeights):
             self._on_device = (name, self._place(model))
             self.num_transfers += 1
         return self._on_device[1]
+
+
+def weights_of_groups(
+    params: ReasoningParams,
+    parts: list[Mesh | None],
+    *,
+    reads_text: bool,
+    offload: bool,
+) -> list[ModelWeights]:
+    """The weights of each group of devices.
+
+    Args:
+        params: weights on all devices, or in the host's memory, and temperatures.
+        parts: the groups.
+        reads_text: whether the reward model reads rendered text.
+        offload: whether the weights are in the host's memory.
+    """
+    if offload:
+        return [OffloadedWeights(params, place_on(part)) for part in parts]
+    # Read here, on one thread: JAX builds the list of an array's shards when it is
+    # first read, and threads of several lanes could read an incomplete list.
+    models = params.policy, params.reward_model
+    weights = []
+    for part in parts:
+        policy, reward_model = part_of(models, part)
+        part_params = params._replace(policy=policy, reward_model=reward_model)
+        weights.append(ModelWeights(part_params, reads_text=reads_text))
+    return weights
 
 
 def fetch_weights(model: Any) -> Any:
