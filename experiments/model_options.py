@@ -82,7 +82,8 @@ class ModelOptions(NamedTuple):
         max_rows: rows that write tokens together on a device; by default planned from
             the free memory.
         model_parallel: number of devices that each model is divided over; the problems
-            are divided over the groups of devices.
+            are divided over the groups of devices. With --distributed it may exceed
+            the number of a process's devices.
         offload_weights: keep the policy and the reward model in the host's memory, and
             copy to the device only the one that is in use; for two models that do not
             fit there together. The reward model must read rendered text, such as

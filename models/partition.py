@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from tsi.errors import ConfigurationError
 from tsi.models.decoder_config import DecoderConfig
@@ -116,6 +116,37 @@ def _ends(path: str, end: str) -> bool:
     return path == end or path.endswith("." + end)
 
 
+def spans_processes(mesh: Mesh) -> bool:
+    """Whether a mesh has devices of several processes."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def put(tree: Any, sharding: Sharding) -> Any:
+    """Put arrays on devices, which may belong to several processes.
+
+    Args:
+        tree: of arrays, with the same values in all processes that have such devices.
+        sharding: of each array.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _put_own_shards(leaf, sharding), tree)
+
+
+def _put_own_shards(leaf: Any, sharding: Sharding) -> jax.Array:
+    """Put the shards of this process on its devices; no process sends any."""
+    if isinstance(leaf, jax.Array):
+        if leaf.sharding.device_set == sharding.device_set:
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = _put_own_shards(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    values = np.asarray(leaf)
+    return jax.make_array_from_callback(
+        values.shape, sharding, lambda index: values[index]
+    )
+
+
 def keep_or_replicate(tree: Any, mesh: Mesh) -> Any:
     """Keep arrays that are on a mesh's devices, and replicate all others over them.
 
@@ -130,7 +161,7 @@ def keep_or_replicate(tree: Any, mesh: Mesh) -> Any:
         is_placed = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
         # Weights that were not loaded have nothing to copy.
         is_placed = is_placed or isinstance(leaf, jax.ShapeDtypeStruct)
-        return leaf if is_placed else jax.device_put(leaf, replicated)
+        return leaf if is_placed else put(leaf, replicated)
 
     return jax.tree.map(place, tree)
 

@@ -46,7 +46,7 @@ LONGEST = """
     engine_blocks repetition float64 reasoning_store bench_scale engine_explorers
     value_twist suffix_metropolis distributed train_tiny readme language_policy
     search named_reward host_reward truncation result_errors tempered_engine
-    numpyro_pmmh
+    numpyro_pmmh divided_model
 """
 """Files that take the longest. They begin, so that none of them ends alone."""
 

@@ -38,6 +38,8 @@ def read_answer(text):
 class FakeEngine:
     """Draws answers and rewards; methods other than independent ones get better."""
 
+    mesh = None
+
     def __init__(self, sleep=0.0, rows=40):
         self.calls = []
         self.sleep, self.rows = sleep, rows

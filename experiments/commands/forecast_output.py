@@ -75,14 +75,18 @@ def forecast_share(
     """The cost of the first process's share, which is the largest; None in others."""
     from tsi.experiments.forecasts.dry_run import runs_of
     from tsi.experiments.plans.plan import sort_problems
-    from tsi.experiments.scaling.scale import facts_of
+    from tsi.experiments.scaling.scale import facts_of, processes_per_model
 
+    size = processes_per_model(world)
+    group.hold_together(size)
     group.agree(facts_of(plan, world, path, keep, continue_anyway))
-    if not group.is_first:
+    # The processes of the first model make its pilot together.
+    if group.index >= size:
         return None
     world = world._replace(problems=group.share(sort_problems(world.problems)))
     runs = runs_of(plan, world, path, continue_anyway=continue_anyway)
-    return forecast_runs(world, runs, dry, processes=group.count)
+    found = forecast_runs(world, runs, dry, processes=group.count // size)
+    return found if group.is_first else None
 
 
 def print_share_cost(forecast: "Forecast | None", group: "Group") -> int:

@@ -1,25 +1,29 @@
 """Several processes, on one or several hosts, that divide the problems of one run.
 
-Each process has its own devices and models, so that no array spans two processes, and
-writes its own rows (`rows/row_shards.py`). Processes communicate through the key-value
+Each process has its own devices, and usually its own models, so that no array spans two
+processes, and writes its own rows (`rows/row_shards.py`). If a model needs the devices
+of several processes, these compute the same problems together, and the first of them
+writes the rows. Processes communicate through the key-value
 store of JAX's coordination service, which process 0 serves: that they were started with
 the same arguments, that they are alive, and how each of them has ended. Collectives of
 devices would hang or reach their time limit, because one process may be hours ahead of
 another.
 
-If a process other than process 0 dies or fails, the others finish their work first. If
-one is asked to stop, all stop.
+If a process other than process 0 dies or fails, the others finish their work first,
+except for those with parts of the same model. If one is asked to stop, all stop.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.models.files import format_path
@@ -35,6 +39,10 @@ BEAT_TIMEOUT = 100.0
 
 EXIT_TIMEOUT = 20.0
 """Seconds that process 0 waits for the others to stop, because they end with it."""
+
+
+PARTNER_TIMEOUT = 60.0
+"""Seconds that a process has to end when one with a part of its model has ended."""
 
 
 POLL_INTERVAL = 0.1
@@ -92,6 +100,7 @@ class Group:
         self._last_heard = dict.fromkeys(range(count), time.monotonic())
         self._first_failure: ProcessEnd | None = None
         self._calls: Counter[str] = Counter()
+        self._size, self._partners = 1, set[int]()
         self._root = "tsi"
         self._left = threading.Event()
         self._watch = threading.Thread(target=self._watch_others, daemon=True)
@@ -104,9 +113,29 @@ class Group:
         """Whether this is process 0, which reports."""
         return self.index == 0
 
+    def hold_together(self, size: int) -> None:
+        """Let each `size` consecutive processes hold one model and share its work.
+
+        Raises:
+            ConfigurationError: the number of processes is not a multiple of it.
+        """
+        if self.count % size:
+            raise ConfigurationError(
+                f"{self.count} processes cannot hold models of {size} processes each; "
+                f"start a multiple of {size}."
+            )
+        first = self.index // size * size
+        self._size = size
+        self._partners = {*range(first, first + size)} - {self.index}
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes rows: the first of those that hold its model."""
+        return self.index % self._size == 0
+
     def share(self, items: Sequence[T]) -> list[T]:
-        """This process's items: every item is in the share of exactly one process."""
-        return list(items[self.index :: self.count])
+        """The items of this process's model; every item is in the share of one."""
+        return list(items[self.index // self._size :: self.count // self._size])
 
     def gather(self, name: str, text: str = "") -> list[str]:
         """Wait for the texts of all processes, and return them in order.
@@ -257,7 +286,7 @@ class Group:
 
     def _watch_others(self) -> None:
         """Write heartbeats, and stop this process if all processes stop."""
-        beat, is_stopping = 0, False
+        beat, is_stopping, lost_time = 0, False, time.monotonic()
         while not self._left.wait(BEAT_INTERVAL):
             beat += 1
             # If the service has ended, JAX ends this process.
@@ -269,9 +298,26 @@ class Group:
                             heartbeat,
                             time.monotonic(),
                         )
-                if not is_stopping and self._is_over(self._read_ends()):
+                process_ends = self._read_ends()
+                partner = self._find_lost_partner(process_ends)
+                is_over = partner is not None or self._is_over(process_ends)
+                if is_over and not is_stopping:
                     is_stopping = True
                     self._stop_main()
+                if partner is None:
+                    lost_time = time.monotonic()
+                elif time.monotonic() - lost_time > PARTNER_TIMEOUT:
+                    _exit_without(partner)
+
+    def _find_lost_partner(self, process_ends: Mapping[int, ProcessEnd]) -> int | None:
+        """A process with a part of this model that computes no more, or None."""
+        for i in sorted(self._partners):
+            end = process_ends.get(i)
+            has_failed = end is not None and end.reason is not None
+            is_silent = end is None and self._seconds_silent(i) > self._beat_timeout
+            if has_failed or is_silent:
+                return i
+        return None
 
     def _is_over(self, process_ends: Mapping[int, ProcessEnd]) -> bool:
         """Whether all processes stop: one was stopped, or process 0 has failed."""
@@ -290,6 +336,17 @@ class Group:
 
 ALONE = Group()
 """A single process."""
+
+
+def _exit_without(partner: int) -> NoReturn:
+    """End this process, whose main thread waits for the devices of another one."""
+    print(
+        f"tsi: Process {partner}, which had a part of this process's model, has ended. "
+        "What was written is kept: run the same command again.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(os.EX_TEMPFAIL)
 
 
 def digest(fact: Any) -> str:

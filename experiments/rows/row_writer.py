@@ -83,6 +83,15 @@ class RowWriter:
         )
 
 
+class NoRows(RowWriter):
+    """Writes nothing, in a process whose results another one writes."""
+
+    def write(
+        self, batch: Batch, results: Sequence[Result], missing: set[Cell]
+    ) -> None:
+        """See `RowWriter.write`."""
+
+
 class BackgroundWriter:
     """Grades and writes results in a thread, while others are computed.
 

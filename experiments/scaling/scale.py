@@ -26,7 +26,7 @@ from tsi.experiments.processes.process_group import ALONE, Group
 from tsi.experiments.rows.kept_particles import Keep
 from tsi.experiments.rows.particle_files import ParticlesFile
 from tsi.experiments.rows.results import ResultsFile
-from tsi.experiments.rows.row_writer import BackgroundWriter, RowWriter
+from tsi.experiments.rows.row_writer import BackgroundWriter, NoRows, RowWriter
 from tsi.experiments.scaling.chunks import Chunks
 from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
 from tsi.experiments.scaling.progress import Progress
@@ -85,12 +85,18 @@ def run_plan(
         ) as results,
         _particles_file(path, group.index, keep) as particles,
     ):
-        group.agree(facts_of(plan, world, path, keep, continue_anyway))
+        group.hold_together(processes_per_model(world))
+        facts = facts_of(plan, world, path, keep, continue_anyway)
+        if processes_per_model(world) > 1:
+            # Processes of one model must compute the same problems.
+            facts["rows found in --out"] = sorted(map(str, results.rows))
+        group.agree(facts)
         check_problems(path, results.rows, world.problems)
         if group.is_first:
             results.check_sharing()
             print_plan_change(path, results.rows, plan, world.problems)
-        writer = RowWriter(world, results, particles, keep)
+        writer_type = RowWriter if group.writes else NoRows
+        writer = writer_type(world, results, particles, keep)
         share = group.share(sort_problems(world.problems))
         share_world = world._replace(problems=share)
         failures = _run_batches(plan, share_world, writer, progress and group.is_first)
@@ -139,6 +145,14 @@ def _run_batches(
                     failures |= error.failures
             bar.end()
     return failures
+
+
+def processes_per_model(world: World) -> int:
+    """The number of processes that hold one model together."""
+    mesh = world.engine.mesh
+    if mesh is None:
+        return 1
+    return len({device.process_index for device in mesh.devices.flat})
 
 
 @contextlib.contextmanager

@@ -204,20 +204,19 @@ def prompt_room(
 def device_mesh(model_parallel: int = 1) -> Mesh | None:
     """A mesh of all devices of this process, or None for a single device.
 
+    If a model needs more devices, the mesh has those of several consecutive processes.
+
     Args:
         model_parallel: number of devices along the ``model`` axis.
 
     Raises:
-        ConfigurationError: the number of devices is not a multiple of it.
+        ConfigurationError: the number of devices, or of processes, is not a multiple of
+            it.
     """
     devices = jax.local_devices()
     number = len(devices)
     if model_parallel > number and jax.process_count() > 1:
-        raise ConfigurationError(
-            f"A model cannot be divided over the devices of several processes yet: "
-            f"--model-parallel is {model_parallel}, and each process has {number}. "
-            "Start fewer processes with more devices each, or lower it."
-        )
+        return _mesh_of_processes(model_parallel)
     if model_parallel < 1 or number % model_parallel:
         raise ConfigurationError(
             f"{number} devices cannot be divided into groups of {model_parallel} "
@@ -226,6 +225,31 @@ def device_mesh(model_parallel: int = 1) -> Mesh | None:
     if number == 1:
         return None
     return make_mesh(number // model_parallel, model_parallel, devices=devices)
+
+
+def _mesh_of_processes(model_parallel: int) -> Mesh:
+    """The devices of the processes that hold one model together with this one."""
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    numbers = {len(devices) for devices in by_process.values()}
+    number = max(numbers)
+    if len(numbers) > 1 or model_parallel % number:
+        raise ConfigurationError(
+            f"--model-parallel is {model_parallel}, and the processes have "
+            f"{', '.join(map(str, sorted(numbers)))} devices each: a model is divided "
+            "over all devices of several processes, which must have equally many."
+        )
+    size, count = model_parallel // number, len(by_process)
+    if count % size:
+        raise ConfigurationError(
+            f"--model-parallel {model_parallel} needs {size} processes with {number} "
+            f"devices each per model, and there are {count} processes; start a "
+            f"multiple of {size}."
+        )
+    first = jax.process_index() // size * size
+    devices = [x for i in range(first, first + size) for x in by_process[i]]
+    return make_mesh(1, model_parallel, devices=devices)
 
 
 def host_mesh() -> Mesh:

@@ -4,6 +4,8 @@ import abc
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from jax.sharding import Mesh
+
 from tsi.decoding.truncation import Truncation
 from tsi.engine.engine_run import collect
 from tsi.engine.meters.report import Progress, Report, Totals
@@ -22,8 +24,10 @@ class BaseEngine(abc.ABC):
         report: of the last run; None before the first.
         totals: counts of all runs so far, and of what a run has done until the last
             problem that has ended.
+        mesh: devices; None for one device, and for a policy on a server.
     """
 
+    mesh: Mesh | None = None
     report: Report | None = None
     totals: Totals = Totals()
 

@@ -8,25 +8,37 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
+from tsi.engine.agreement import SharedStop
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.interruption import StopEvent, defer_interrupts
 from tsi.errors import Stopped
+from tsi.models.partition import spans_processes
+
+Stopping = threading.Event | SharedStop
+Run = Callable[[Any], Iterator[EndedProblem | FailedProblem]]
 
 
 def run_concurrently(
-    runs: Sequence[Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]]],
+    runs: Sequence[Run], mesh: Mesh | None = None
 ) -> Iterator[EndedProblem | FailedProblem]:
     """The ended problems of several lanes, in the order in which they end.
 
     Args:
         runs: functions that each start one lane, which stops soon after its event is
             set.
+        mesh: the devices; if they belong to several processes, there is one lane, and
+            all of these processes stop together.
 
     Raises:
         Stopped: Ctrl-C was typed, or SIGTERM came; all lanes have stopped.
     """
     stop = StopEvent()
-    ended_problems = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
+    shared: Stopping = stop
+    if mesh is not None and spans_processes(mesh):
+        shared = SharedStop(stop, mesh)
+    ended_problems = runs[0](shared) if len(runs) == 1 else _merge(runs, stop)
     try:
         while True:
             with defer_interrupts(stop):
@@ -34,9 +46,10 @@ def run_concurrently(
             if ended_problem is None:
                 break
             yield ended_problem
-            if stop.is_set():
+            # Processes of one model ask only in their loops, where all of them do.
+            if shared is stop and stop.is_set():
                 break
-        if stop.is_set():
+        if shared.is_set():
             raise Stopped(stop.number)
     finally:
         stop.set()
@@ -44,13 +57,11 @@ def run_concurrently(
 
 
 def _merge(
-    runs: Sequence[Any], stop: threading.Event
+    runs: Sequence[Run], stop: threading.Event
 ) -> Iterator[EndedProblem | FailedProblem]:
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def work(
-        run: Callable[[threading.Event], Iterator[EndedProblem | FailedProblem]],
-    ) -> None:
+    def work(run: Run) -> None:
         try:
             for ended_problem in run(stop):
                 items.put(ended_problem)

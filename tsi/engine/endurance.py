@@ -1,5 +1,6 @@
 """A lane that continues with smaller sizes after memory has run out."""
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,10 @@ from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.lane import Lane
 from tsi.engine.meters.report import Report, total
 from tsi.engine.sizing.sizes import Sizes, half_of
-from tsi.errors import MemoryWarning, OutOfMemoryError
+from tsi.errors import LostProcessError, MemoryWarning, OutOfMemoryError, TsiError
+
+JAX_ERRORS = "JaxRuntimeError", "XlaRuntimeError"
+"""Names of the errors of JAX's programs, by version."""
 
 
 class Endurance:
@@ -23,6 +27,8 @@ class Endurance:
         sizes: of the first lane.
         problems: indices of the problems.
         report_progress: function called after each burst.
+        of_several_processes: whether the devices belong to several processes. These
+            cannot start again together, so the run ends.
     """
 
     def __init__(
@@ -31,7 +37,10 @@ class Endurance:
         sizes: Sizes,
         problems: Sequence[int],
         report_progress: Callable[[], None],
+        *,
+        of_several_processes: bool = False,
     ) -> None:
+        self._of_several_processes = of_several_processes
         self._lane_of, self.sizes, self._user_function = lane_of, sizes, report_progress
         self._user_error: Exception | None = None
         self._remaining = list(problems)
@@ -83,7 +92,11 @@ class Endurance:
                     lane.clock.resume()
                 lane.clock.switch("idle")
             except Exception as error:
-                if error is self._user_error or not is_out_of_memory(error):
+                if (
+                    self._of_several_processes
+                    or error is self._user_error
+                    or not is_out_of_memory(error)
+                ):
                     raise
                 # A MemoryError may have no text.
                 failure = (str(error).splitlines() or [""])[0] or repr(error)
@@ -121,9 +134,31 @@ class Endurance:
             raise
 
 
+def failure_of_processes(error: Exception) -> TsiError | None:
+    """Why processes cannot continue that hold one model together.
+
+    Args:
+        error: of a program; None is returned for others.
+    """
+    line = (str(error).splitlines() or [""])[0] or repr(error)
+    if is_out_of_memory(error):
+        return OutOfMemoryError(
+            f"Memory ran out ({line}), and a model that is divided over several "
+            "processes cannot continue with smaller batches. Lower --max-rows, and run "
+            "the same command again."
+        )
+    # A collective that fails at once is a ValueError with the name of a status.
+    has_status = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", line)
+    if type(error).__name__ in JAX_ERRORS or has_status:
+        return LostProcessError(
+            f"A process that has a part of the model has died or failed ({line}). What "
+            "was written is kept: run the same command again."
+        )
+    return None
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that a device or the host has no memory left."""
     return isinstance(error, MemoryError) or (
-        type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
-        and "RESOURCE_EXHAUSTED" in str(error)
+        type(error).__name__ in JAX_ERRORS and "RESOURCE_EXHAUSTED" in str(error)
     )

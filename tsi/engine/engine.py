@@ -30,7 +30,7 @@ from tsi.decoding.vocabularies import check_rows
 from tsi.engine.base import BaseEngine
 from tsi.engine.engine_run import EngineRun
 from tsi.engine.lane import Lane
-from tsi.engine.lanes import divide
+from tsi.engine.lanes import check_processes, divide
 from tsi.engine.meters.clock import Timed
 from tsi.engine.meters.compilation import keep_programs
 from tsi.engine.meters.report import Progress
@@ -171,6 +171,7 @@ class Engine(BaseEngine):
         self.policy, self.reward_model = policy, reward_model
         self.offload_weights = offload_weights
         self.max_in_flight = rows_in_flight(max_rows, self._flops)
+        check_processes(mesh)
         self._parts = divide(mesh)
         self._programs = [Programs(target, part) for part in self._parts]
 
@@ -348,6 +349,7 @@ class Engine(BaseEngine):
             ),
             (batch.lengths, (batch if questions is None else questions).lengths),
             progress,
+            self.mesh,
         )
         devices = [None] if self.mesh is None else self.mesh.local_devices
         record = self._recorder()

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from tsi.engine.concurrency import run_concurrently
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
-from tsi.engine.endurance import Endurance
+from tsi.engine.endurance import Endurance, failure_of_processes
 from tsi.engine.lane import Lane
 from tsi.engine.meters.compilation import compilations
 from tsi.engine.meters.report import Progress, Report, report_of_groups, total
@@ -21,6 +22,7 @@ from tsi.engine.outcomes import Outcomes
 from tsi.engine.sizing.memory import peak_bytes
 from tsi.engine.sizing.sizes import Sizes
 from tsi.errors import ProblemError, Stopped, detach, warn_of_invalid
+from tsi.models.partition import spans_processes
 from tsi.problem import Problem
 from tsi.results.result import Result
 
@@ -61,6 +63,7 @@ class EngineRun:
         outcomes: makes results.
         prompt_lengths: tokens of each prompt, as the policy and as the reward reads it.
         progress: called each time the host reads the state of the slots, or None.
+        mesh: devices of all groups, or None.
     """
 
     def __init__(
@@ -72,16 +75,19 @@ class EngineRun:
         outcomes: Outcomes,
         prompt_lengths: tuple[Any, Any],
         progress: Callable[[Progress], None] | None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.problems, self.outcomes = problems, outcomes
         self.num_groups, self.prompt_lengths = num_groups, prompt_lengths
         self.progress, self.failures = progress, Failures()
+        self._mesh = mesh
         self._lanes = [
             Endurance(
                 functools.partial(lane_of, group),
                 sizes,
                 range(len(problems))[group::num_groups],
                 self._report_progress,
+                of_several_processes=mesh is not None and spans_processes(mesh),
             )
             for group in range(min(num_groups, len(problems)))
         ]
@@ -101,7 +107,7 @@ class EngineRun:
         """
         self._start_time = self._last_time = time.perf_counter()
         self._compilations = compilations()
-        for ended_problem in run_concurrently([lane.run for lane in self._lanes]):
+        for ended_problem in self._run_lanes():
             self._num_ended += 1
             if isinstance(ended_problem, FailedProblem):
                 id = self.problems[ended_problem.problem].id
@@ -119,6 +125,17 @@ class EngineRun:
         number = sum(result.diagnostics.num_invalid for result in self._invalid)
         warn_of_invalid(number, self._names_of_invalid())
         self.failures.check()
+
+    def _run_lanes(self) -> Iterator[EndedProblem | FailedProblem]:
+        """Run the lanes; explain why processes of one model cannot continue."""
+        try:
+            yield from run_concurrently([x.run for x in self._lanes], self._mesh)
+        except Exception as error:
+            spans = self._mesh is not None and spans_processes(self._mesh)
+            reason = failure_of_processes(error) if spans else None
+            if reason is None:
+                raise
+            raise reason from error
 
     def end(self) -> None:
         """Free the memory of all groups of devices."""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from tsi.engine.agreement import scores_of_first
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.programs.row_replies import RowReplies
 from tsi.engine.programs.rows import Stored
@@ -77,7 +78,7 @@ class HostScores:
         at = np.flatnonzero(batch.step_mask)
         if len(at):
             padded = np.pad(batch.rows, (0, self.size - len(batch.rows)))
-            solutions = jax.device_get(self.programs.solutions_of(stored, padded))
+            solutions = self.programs.fetch(self.programs.solutions_of(stored, padded))
             replies = batch.replies
             written = [
                 Prefix(
@@ -91,7 +92,9 @@ class HostScores:
                 )
                 for i in at
             ]
-            log_odds[at], errors = score_each(self.reward, written)
+            log_odds[at], errors = scores_of_first(
+                self.programs.mesh, lambda: score_each(self.reward, written)
+            )
         self._pending.append((batch, log_odds))
         return {int(at[i]): error for i, error in errors.items()}
 
@@ -135,6 +138,6 @@ def put_scores(
     stored, potentials = programs.score(
         stored, padded, np.pad(batch.depths, pad), log_odds, spent, params
     )
-    now = jax.device_get(potentials)[: len(rows)]
+    now = programs.fetch(potentials)[: len(rows)]
     scored: Any = np.where(step_mask, now, replies.log_potentials)
     return ScoredBatch(stored, rows, replies._replace(log_potentials=scored))

@@ -149,8 +149,8 @@ class Lane(ProblemLoop):
         self.clock.switch(before)
 
     def _reader(self) -> Callable[[Any, Any], tuple[Any, Any]]:
-        host = jax.device_get(self.store.stored.rows)
-        cost = jax.device_get(self.store.stored.cost)
+        host = self.programs.fetch(self.store.stored.rows)
+        cost = self.programs.fetch(self.store.stored.cost)
 
         def read(rows: Any, working: Any) -> tuple[Any, Any]:
             return (

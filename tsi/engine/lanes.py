@@ -2,7 +2,8 @@
 
 Along a mesh's axis ``data``, groups have the same weights and share nothing else; no
 cache is copied from one group to another. Along ``model``, a group divides weights and
-heads (:mod:`tsi.models.partition`).
+heads (:mod:`tsi.models.partition`). If these devices belong to several processes, there
+is one group, and :mod:`tsi.engine.agreement` keeps the processes at the same point.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tsi.models.partition import DATA, MODEL
+from tsi.errors import ConfigurationError
+from tsi.models.partition import DATA, MODEL, spans_processes
 
 
 def divide(mesh: Mesh | None) -> list[Mesh | None]:
@@ -26,6 +28,24 @@ def divide(mesh: Mesh | None) -> list[Mesh | None]:
     automatic = (AxisType.Auto,)
     rows = [np.reshape(row, -1) for row in grid]
     return [Mesh(row, (MODEL,), axis_types=automatic) for row in rows]
+
+
+def check_processes(mesh: Mesh | None) -> None:
+    """Check that each group has devices of this process.
+
+    Raises:
+        ConfigurationError: a mesh of several processes has several groups.
+    """
+    if mesh is None or not spans_processes(mesh):
+        return
+    num_groups = mesh.size // mesh.shape.get(MODEL, 1)
+    if num_groups > 1:
+        raise ConfigurationError(
+            f"The mesh has {num_groups} groups of devices of several processes. "
+            "Give each process the devices of its own group, with "
+            "tsi.models.partition.make_mesh(1, MODEL, devices=...), and its own share "
+            "of the problems."
+        )
 
 
 def part_of(tree: Any, part: Mesh | None) -> Any:

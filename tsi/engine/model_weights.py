@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tsi.engine.lanes import part_of
 from tsi.engine.meters.clock import Timed
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.partition import sharding_of
+from tsi.models.partition import put, sharding_of
 from tsi.reasoning.particles import ReasoningParams
 
 
@@ -189,7 +189,7 @@ def place_on(part: Mesh | None) -> Callable[[Any], Any]:
             return jax.device_put(tree, part.devices.flat[0])
         if isinstance(getattr(tree, "config", None), DecoderConfig):
             return _divide(tree, part)
-        return jax.device_put(tree, NamedSharding(part, PartitionSpec()))
+        return put(tree, NamedSharding(part, PartitionSpec()))
 
     return place
 
@@ -201,5 +201,5 @@ def _divide(model: Any, part: Mesh) -> Any:
     for keys, variable in nnx.to_flat_state(state):
         weight, path = variable.get_value(), ".".join(map(str, keys))
         sharding = sharding_of(path, weight.shape, model.config, part)
-        leaves.append((keys, variable.replace(jax.device_put(weight, sharding))))
+        leaves.append((keys, variable.replace(put(weight, sharding))))
     return nnx.merge(graph, nnx.from_flat_state(leaves))

@@ -188,7 +188,7 @@ class RowStore:
             working // self.each,
             self.weights.params,
         )
-        replies, lengths = jax.device_get((replies, lengths))
+        replies, lengths = self.programs.fetch((replies, lengths))
         replies = jax.tree.map(lambda leaf: leaf[rows], replies)
         self._fork(rows, parents)
         if limit is not None:

@@ -97,7 +97,7 @@ class StepReader:
         num_kept, filled = store.policy.tables.lengths[rows], writers.filled[at]
         start = writers.start[at]
         store.policy.store(writers.slots.cache, rows, num_kept, filled, at, start)
-        replies, change = jax.device_get((replies, change))
+        replies, change = self.programs.fetch((replies, change))
         store.readers.store(caches, rows, change)
         return self._score(rows, _drop_padding(replies, len(at)))
 
@@ -132,7 +132,7 @@ class StepReader:
             self.weights.params,
             width,
         )
-        replies, change = jax.device_get((replies, change))
+        replies, change = self.programs.fetch((replies, change))
         replies = _drop_padding(replies, len(rows))
         new = replies.lengths - population.lengths[rows]
         store.policy.store(cache, rows, filled, filled + new)

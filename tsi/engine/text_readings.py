@@ -12,7 +12,6 @@ released with the row's blocks.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
@@ -193,7 +192,7 @@ class TextReadings:
         numbers: Any = None
         if batch.step_mask.any():
             padded = np.pad(batch.rows, (0, self.sizes.reads - len(batch.rows)))
-            solutions = jax.device_get(self.policy.solutions_of(stored, padded))
+            solutions = self.policy.fetch(self.policy.solutions_of(stored, padded))
             for i in np.flatnonzero(batch.step_mask).tolist():
                 try:
                     one = self._continue(i, batch, solutions)
@@ -307,7 +306,7 @@ class TextReadings:
             log_odds[unread_rows] = np.nan
             costs = np.zeros(size, np.int32), np.zeros(size, np.float32)
             if read:
-                numbers, values = jax.device_get(outputs)
+                numbers, values = self.policy.fetch(outputs)
                 log_odds[read] = numbers[: len(read)]
                 for i, one, row_values in zip(read, continued, values, strict=False):
                     self._keep(int(batch.rows[i]), one.transcript, row_values)

@@ -7,7 +7,6 @@ has used that slot since. The caches of other rows are copied out of blocks.
 import collections
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -191,7 +190,7 @@ class Writers:
             self.active[rows],
         )
         self.slots = new_slots._replace(cache=cache)
-        status = jax.device_get(status)
+        status = self.programs.fetch(status)
         self.filled = np.where(self.active, status.filled, old_filled).astype(np.int32)
         self.bursts += 1
         turns = int(status.turns)

@@ -16,7 +16,7 @@ from jax.sharding import (
 from tsi.engine.meters.clock import Timed
 from tsi.engine.paging import pages as paging
 from tsi.engine.paging.pages import Dense, Pages
-from tsi.models.partition import MODEL, parts_of_heads
+from tsi.models.partition import MODEL, parts_of_heads, put
 
 
 class PagePrograms:
@@ -32,6 +32,8 @@ class PagePrograms:
         donate = functools.partial(jax.jit, donate_argnums=0)
         self.page_out = Timed(donate(paging.page_out), "move")
         self.page_in = Timed(donate(paging.page_in), "move")
+        whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        self._replicate = jax.jit(lambda leaf: leaf, out_shardings=whole)
 
     def make_zeros(self, like: Dense, rows: int, size: int) -> Dense:
         """Dense rows of zeros, placed where programs return dense rows."""
@@ -57,7 +59,7 @@ class PagePrograms:
         if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
             return self.place(tree)
         spec = PartitionSpec(*[None] * axis, MODEL)
-        return jax.device_put(tree, NamedSharding(self.mesh, spec))
+        return put(tree, NamedSharding(self.mesh, spec))
 
     def place(self, tree: Any) -> Any:
         """Place arrays with the weights, if these are committed to devices.
@@ -65,7 +67,7 @@ class PagePrograms:
         The results of programs are then committed as well, and a program is compiled
         again for an argument that is not.
         """
-        return tree if self.home is None else jax.device_put(tree, self.home)
+        return tree if self.home is None else put(tree, self.home)
 
     def set_home(self, weights: Any) -> None:
         """Record the sharding of weights, for `place`."""
@@ -76,6 +78,16 @@ class PagePrograms:
             self.home = NamedSharding(self.mesh, PartitionSpec())
         elif leaf.committed:
             self.home = SingleDeviceSharding(next(iter(leaf.devices())))
+
+    def fetch(self, tree: Any) -> Any:
+        """Values on the host, of arrays that may be divided among processes."""
+        return jax.device_get(jax.tree.map(self._whole, tree))
+
+    def _whole(self, leaf: Any) -> Any:
+        is_on_host = not isinstance(leaf, jax.Array)
+        if is_on_host or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return self._replicate(leaf)
 
     def divide(self, dense: Dense) -> Dense:
         """Divide heads along the axis ``model``, like the weights that produce them."""
