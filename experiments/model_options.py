@@ -88,6 +88,9 @@ class ModelOptions(NamedTuple):
             copy to the device only the one that is in use; for two models that do not
             fit there together. The reward model must read rendered text, such as
             qwen:MODEL or rlhflow:MODEL.
+        islands: divide the particles of each problem among this many islands, which
+            resample separately and may run on different devices; for more particles
+            than one device holds.
         template_switch: see :data:`TemplateSwitch`.
         served_tokenizer: tokenizer of a policy served:URL: a name, folder or hub id; by
             default the server's endpoints.
@@ -119,6 +122,7 @@ class ModelOptions(NamedTuple):
     max_rows: int | None = None
     model_parallel: int = 1
     offload_weights: bool = False
+    islands: int = 1
     template_switch: TemplateSwitch = ()
     served_tokenizer: str | None = None
     served_together: bool = False
@@ -147,7 +151,9 @@ class ModelOptions(NamedTuple):
         Raises:
             TsiError: see :func:`tsi.experiments.worlds.embedded_world.embedded_world`.
         """
-        check_positive(max_rows=1 if self.max_rows is None else self.max_rows)
+        check_positive(
+            max_rows=1 if self.max_rows is None else self.max_rows, islands=self.islands
+        )
         from tsi.decoding.truncation import Truncation
         from tsi.experiments.worlds.embedded_world import embedded_world
         from tsi.experiments.worlds.language_policy import (
@@ -160,7 +166,7 @@ class ModelOptions(NamedTuple):
         if (self.policy or "").startswith("served:"):
             return self._served_world(
                 task, problems, split, encoder or prompt_encoder, switches
-            )
+            ).with_islands(self.islands)
         for name in (name for name in self._fields if name.startswith("served_")):
             if getattr(self, name) != ModelOptions._field_defaults[name]:
                 option = name.replace("_", "-")
@@ -196,7 +202,7 @@ class ModelOptions(NamedTuple):
             shapes_only=shapes_only,
             split=split,
             encoder=encoder or prompt_encoder,
-        )
+        ).with_islands(self.islands)
 
     def _served_world(
         self,

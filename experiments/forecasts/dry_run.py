@@ -26,6 +26,7 @@ from tsi.experiments.forecasts.token_bounds import most_tokens
 from tsi.experiments.plans.methods import (
     MethodSettings,
     get_method,
+    particles_per_run,
     sampler_of,
 )
 from tsi.experiments.plans.plan import ExperimentPlan, batches
@@ -139,11 +140,13 @@ def cost_of(world: World, run: Run) -> Cost:
     engine: Any = world.engine
     method, target = get_method(run.method), engine.target
     sampler = sampler_of(run.method, world.max_steps)
-    size, times = run.budget, 1
+    times = 1
     if method.rounds is not None:
-        rounds = method.rounds(run.budget)
-        size, times = rounds.size, rounds.max_rounds
+        times = method.rounds(run.budget).max_rounds
+    elif method.is_divisible:
+        times = world.num_islands
     try:
+        size = particles_per_run(run.method, run.budget, world.num_islands)
         plan = plan_of(sampler, size, world.max_steps)
         if isinstance(sampler, Sampler):
             jax.eval_shape(lambda key: sampler.init(key, size), jax.random.key(0))
@@ -178,21 +181,23 @@ def cost_of(world: World, run: Run) -> Cost:
         flops += flops_of(
             reader, tokens_read, tokens_read * (prompt + typical_tokens / 2)
         )
-    at_once = min(run.problems, engine.problems_at_once(sampler, size))
+    # Islands run as problems of their own.
+    runs = run.problems * (world.num_islands if method.is_divisible else 1)
+    at_once = min(runs, engine.problems_at_once(sampler, size))
     groups = engine.num_groups
-    sizes = engine.sizes_of(plan, -(-run.problems // groups), prompt)
+    sizes = engine.sizes_of(plan, -(-runs // groups), prompt)
     max_positions = prompt + target.max_tokens
     blocks = at_once * (plan.rows + plan.stored) * -(-max_positions // sizes.block)
     position_bytes = cache_sizes(target, engine.policy, engine.reward_model, 1)
     return Cost(
         at_once=at_once,
-        slots=min(groups, run.problems) * sizes.slots,
+        slots=min(groups, runs) * sizes.slots,
         blocks=blocks,
         bytes=blocks * sizes.block * sum(position_bytes),
         max_tokens=max_tokens,
         tokens=tokens,
         flops=float(flops),
-        device_share=min(groups, run.problems) / groups,
+        device_share=min(groups, runs) / groups,
     )
 
 

@@ -13,7 +13,7 @@ from tsi.experiments.forecasts.token_bounds import (
     tokens_read,
 )
 from tsi.experiments.plans.method_list import Method
-from tsi.experiments.plans.methods import get_method, sampler_of
+from tsi.experiments.plans.methods import get_method, particles_per_run, sampler_of
 from tsi.experiments.reports.report import markdown
 from tsi.experiments.worlds.world import World
 from tsi.serving.served_judge import ServedJudge
@@ -35,7 +35,8 @@ def refusal_of(world: World, method: str, budget: int) -> str:
             raise CapabilityError(fixed_proposal_refusal(entry))
         controls = engine.controls.change(entry.temperature, None)
         engine.check_needs(sampler, controls)
-        engine.check_fits(sampler, budget)
+        size = particles_per_run(method, budget, world.num_islands)
+        engine.check_fits(sampler, size)
     except (CapabilityError, ConfigurationError) as error:
         return str(error)
     return ""

@@ -55,6 +55,11 @@ class Method(NamedTuple):
         return 1.0 if factor and is_served and not self.fixes_proposal else factor
 
     @property
+    def is_divisible(self) -> bool:
+        """Whether its particles may be divided among islands; rounds are islands."""
+        return self.rounds is None and not self.is_deterministic
+
+    @property
     def is_deterministic(self) -> bool:
         """Whether all seeds and particles are the same, at temperature zero."""
         return self.temperature == 0.0

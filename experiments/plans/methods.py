@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tsi.engine.islands import island_size
 from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.experiments.plans.method_list import METHODS, SHARED_SOURCE, STANDARD, Method
 from tsi.explorer import Explorer
@@ -193,6 +194,25 @@ def sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
 def _sampler_of(name: str, max_steps: int) -> Sampler | Explorer:
     settings = method_settings(name, max_steps)["sampler"]
     return METHODS[name].constructor(**settings)
+
+
+def particles_per_run(name: str, num_particles: int, num_islands: int) -> int:
+    """Particles of a problem that one run of the engine has: of a round or an island.
+
+    Args:
+        name: of a method.
+        num_particles: N.
+        num_islands: islands among which N is divided.
+
+    Raises:
+        ConfigurationError: the islands cannot have equal numbers of particles.
+    """
+    method = get_method(name)
+    if method.rounds is not None:
+        return method.rounds(num_particles).size
+    if method.is_divisible:
+        return island_size(num_particles, num_islands)
+    return num_particles
 
 
 def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:

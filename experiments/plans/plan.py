@@ -18,6 +18,7 @@ from tsi.experiments.plans.methods import (
     expand_temperatures,
     get_method,
     get_methods,
+    particles_per_run,
     sampler_of,
     shared_source_of,
 )
@@ -170,11 +171,10 @@ def batches(plan: ExperimentPlan, world: World) -> Iterator[Batch]:
 
 def max_problems(world: World, name: str, num_particles: int) -> int:
     """Number of problems of a method that the engine runs at the same time."""
-    rounds = get_method(name).rounds
-    if rounds is not None:
-        num_particles = rounds(num_particles).size
-    sampler = sampler_of(name, world.max_steps)
-    return world.engine.problems_at_once(sampler, num_particles)
+    size = particles_per_run(name, num_particles, world.num_islands)
+    at_once = world.engine.problems_at_once(sampler_of(name, world.max_steps), size)
+    islands = world.num_islands if get_method(name).is_divisible else 1
+    return max(1, at_once // islands)
 
 
 def block_size(num_problems: int, max_problems: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tsi.engine.adaptive import run_rounds
 from tsi.engine.engine_run import collect
+from tsi.engine.islands import stream_islands
 from tsi.engine.meters.report import Progress
 from tsi.errors import ConfigurationError, ProblemError, Stopped
 from tsi.experiments.plans.methods import Method, get_method, sampler_of
@@ -110,7 +111,13 @@ def stream_method(
     if factor is not None:
         base = world.settings["temperature"] if temperature is None else temperature
         settings["proposal_temperature"] = base * factor
-    stream = world.engine.stream(sampler, key, problems, num_particles, **settings)
+    if world.num_islands > 1 and method.is_divisible:
+        stream = stream_islands(
+            *(world.engine, sampler, key, problems, num_particles, world.num_islands),
+            **settings,
+        )
+    else:
+        stream = world.engine.stream(sampler, key, problems, num_particles, **settings)
     return _with_estimand(stream, method, sampler)
 
 

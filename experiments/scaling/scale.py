@@ -15,7 +15,11 @@ from typing import Any
 from tsi.errors import ProblemError, ProcessError
 from tsi.experiments.files.places import Place
 from tsi.experiments.plans.cell import Cell
-from tsi.experiments.plans.methods import MethodSettings, sampler_of
+from tsi.experiments.plans.methods import (
+    MethodSettings,
+    particles_per_run,
+    sampler_of,
+)
 from tsi.experiments.plans.plan import (
     ExperimentPlan,
     batches,
@@ -72,7 +76,8 @@ def run_plan(
     check_budgets(plan, world.max_steps)
     for batch in batches(plan, world._replace(problems=world.problems[:1])):
         method = sampler_of(batch.source, world.max_steps)
-        world.engine.check_fits(method, batch.num_particles)
+        size = particles_per_run(batch.source, batch.num_particles, world.num_islands)
+        world.engine.check_fits(method, size)
     with (
         ResultsFile(
             path,

@@ -49,6 +49,7 @@ class World(NamedTuple):
             is not known.
         is_served: whether the policy is behind a server, so that this machine has
             neither its weights nor its caches.
+        num_islands: islands among which the particles of a problem are divided.
     """
 
     engine: BaseEngine
@@ -62,6 +63,14 @@ class World(NamedTuple):
     ungraded: Callable[[], str | None] | None = None
     is_served: bool = False
     tokenizer: Spelling | None = None
+    num_islands: int = 1
+
+    def with_islands(self, num_islands: int) -> "World":
+        """The same world, in which particles are divided among islands."""
+        if num_islands == 1:
+            return self
+        settings = self.settings | {"islands": num_islands}
+        return self._replace(num_islands=num_islands, settings=settings)
 
     def ungraded_notes(self) -> list[str]:
         """A sentence about answers that could not be graded, if there are any."""

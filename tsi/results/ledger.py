@@ -1,6 +1,7 @@
 """The cost of a run: tokens, operations and seconds, in total or per slot."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -99,3 +100,18 @@ def sum_of_first(counts: Int[np.ndarray, "N"] | None, number: int) -> int:
 def add_ledgers(*ledgers: Ledger) -> Ledger:
     """Total ledger of several runs."""
     return Ledger(*map(sum, zip(*ledgers, strict=True)))
+
+
+def join_slots(runs: Sequence[SlotCosts | None]) -> SlotCosts | None:
+    """Costs per slot of several runs on one problem, each of which reads its prompt."""
+    if any(run is None for run in runs):
+        return None
+
+    def join(parts: tuple[Any, ...]) -> Any:
+        if any(part is None for part in parts):
+            return None
+        is_by_slot = isinstance(parts[0], np.ndarray)
+        return np.concatenate(parts) if is_by_slot else sum(parts)
+
+    columns: Any = zip(*(run for run in runs if run is not None), strict=True)
+    return SlotCosts(*map(join, columns))

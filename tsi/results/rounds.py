@@ -15,7 +15,7 @@ from tsi.accuracy.diagnostics import Diagnosis
 from tsi.accuracy.pareto import pareto_k
 from tsi.accuracy.replicates import evidence_from_replicates
 from tsi.results.build import build_result
-from tsi.results.ledger import add_ledgers
+from tsi.results.ledger import add_ledgers, join_slots
 from tsi.results.parts import Steps, join_particles
 from tsi.results.result import Result
 from tsi.weights import weight_dtype
@@ -66,6 +66,7 @@ def merge_rounds(rounds: Sequence[Result]) -> Result:
         num_truncated=sum(d.num_truncated for d in diagnostics),
         acceptance_rate=float(np.mean([d.acceptance_rate for d in diagnostics])),
         ledger=add_ledgers(*(r.ledger for r in rounds)),
+        slots=join_slots([r.slots for r in rounds]),
     )
 
 

@@ -238,7 +238,8 @@ def check_fits(row: RowBytes, plan: Plan, num_particles: int, free: int) -> None
         f"{_size(needed)} or more ({numbers} of tokens and numbers, {tables} of "
         f"tables, {blocks} of keys and values), and {_size(free)} "
         f"are free: no more than about N = {int(num_particles * (free / needed)):,} "
-        "fits. Lower N, or max_tokens and max_steps of the target."
+        "fits. Lower N, or max_tokens and max_steps of the target, or divide the "
+        "particles among islands (--islands)."
     )
 
 
