@@ -5,6 +5,8 @@ in the same order.
 """
 
 import functools
+import itertools
+import time
 from typing import Any
 
 import jax
@@ -14,11 +16,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MIN_BYTES = 256
 """Bytes of the shortest message; others are padded to powers of two."""
+POLL_INTERVAL = 0.1
+"""Seconds between two reads of the store."""
+
+_meetings = itertools.count()
 
 
-def largest(mesh: Mesh, value: int) -> int:
-    """The largest of the values of all processes, which are below 2 ** 31."""
-    return int(_max_over_devices(mesh, np.asarray([[value]], np.int32))[0])
+def largest(mesh: Mesh, *values: int) -> list[int]:
+    """The largest of the values of all processes, each below 2 ** 31 in magnitude."""
+    return [int(x) for x in _max_over_devices(mesh, np.asarray([values], np.int32))]
+
+
+def least_bytes(mesh: Mesh, num_bytes: int) -> int:
+    """The smallest number of bytes that a process has, in whole MiB."""
+    return -largest(mesh, -(num_bytes >> 20))[0] << 20
 
 
 def message_of_first(mesh: Mesh, message: bytes) -> bytes:
@@ -28,7 +39,7 @@ def message_of_first(mesh: Mesh, message: bytes) -> bytes:
         mesh: of all processes.
         message: of this process; empty in all but the first.
     """
-    size = largest(mesh, len(message))
+    (size,) = largest(mesh, len(message))
     padded_size = max(MIN_BYTES, 1 << (size - 1).bit_length())
     own = np.zeros((1, padded_size), np.uint8)
     own[0, : len(message)] = np.frombuffer(message, np.uint8)
@@ -43,16 +54,39 @@ def is_first(mesh: Mesh) -> bool:
 def _max_over_devices(mesh: Mesh, own: Any) -> Any:
     """The maximum of one row per process, on the host."""
     flat = Mesh(mesh.devices.reshape(-1), ("all",))
+    maximum = _maximum(flat)
     rows = jax.make_array_from_callback(
         (mesh.size, own.shape[1]),
         NamedSharding(flat, PartitionSpec("all")),
         lambda index: own,
     )
-    return np.asarray(_maximum(flat)(rows))
+    return np.asarray(maximum(rows))
 
 
 @functools.cache
 def _maximum(mesh: Mesh) -> Any:
     """The compiled maximum over the devices of a mesh."""
+    _meet(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(lambda rows: jnp.max(rows, axis=0), out_shardings=whole)
+
+
+def _meet(mesh: Mesh) -> None:
+    """Wait for the other processes before the first collective of a mesh.
+
+    One process may load its models minutes later than another, and the first collective
+    waits for 30 seconds only. Signals are handled meanwhile.
+    """
+    # There is no public access to the store.
+    from jax._src.distributed import global_state
+
+    client: Any = global_state.client
+    own = jax.process_index()
+    processes = {device.process_index for device in mesh.devices.flat}
+    folder = f"tsi/meeting/{min(processes)}/{next(_meetings)}"
+    client.key_value_set(f"{folder}/{own}", "", allow_overwrite=True)
+    while True:
+        present = client.key_value_dir_get(f"{folder}/")
+        if {int(key.rsplit("/", 1)[1]) for key, _ in present} >= processes:
+            return
+        time.sleep(POLL_INTERVAL)

@@ -116,16 +116,25 @@ def _ends(path: str, end: str) -> bool:
     return path == end or path.endswith("." + end)
 
 
+def processes_of(mesh: Mesh | None) -> int:
+    """The number of processes that the devices of a mesh belong to."""
+    if mesh is None:
+        return 1
+    return len({device.process_index for device in mesh.devices.flat})
+
+
 def spans_processes(mesh: Mesh) -> bool:
     """Whether a mesh has devices of several processes."""
-    return len({device.process_index for device in mesh.devices.flat}) > 1
+    return processes_of(mesh) > 1
 
 
 def put(tree: Any, sharding: Sharding) -> Any:
     """Put arrays on devices, which may belong to several processes.
 
     Args:
-        tree: of arrays, with the same values in all processes that have such devices.
+        tree: of arrays. If the devices belong to several processes, their values must
+            be the same in all of them, which is not checked, and arrays that are
+            already there keep their sharding.
         sharding: of each array.
     """
     if sharding.is_fully_addressable:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,7 +16,10 @@ import test_engine
 import tiny_language as tiny
 
 from tsi import samplers
+from tsi.engine.adaptive import Rounds, run_rounds
 from tsi.engine.engine import Engine
+from tsi.engine.problem_loop import ProblemLoop
+from tsi.engine.stopping import answer_error_below
 from tsi.errors import ProblemError, Stopped
 from tsi.experiments.command import exit_code, exit_resumably
 from tsi.experiments.processes import process_group
@@ -65,8 +69,20 @@ CASES = {
     "offloaded": ("text", samplers.smc(), {"offload_weights": True}),
     "function": ("function", samplers.smc(), {}),
     "failing": ("failing", samplers.smc(), {}),
+    "rounds": ("tokens", samplers.smc(), {}),
 }
 """Reward, sampler and further options of the engine."""
+
+
+ROUNDS = Rounds(2, 4, answer_error_below(0.3, min_rounds=2))
+
+
+def extract(text):
+    """The answer of a text; only the first process may ask, and it fails at times."""
+    assert jax.process_index() == 0
+    if text.startswith("p"):
+        raise ValueError("no p")
+    return test_engine.extract(text)
 
 
 def engine(reward="tokens", **options):
@@ -86,12 +102,15 @@ def engine(reward="tokens", **options):
 def outcome(name, mesh=None):
     """What a case gives: texts, ancestors and numbers of each problem, or errors."""
     reward, sampler, options = CASES[name]
-    run = engine(reward, mesh=mesh, **options).run
+    runner, key = engine(reward, mesh=mesh, **options), jax.random.key(3)
     failures = {}
     try:
-        results = run(
-            sampler, jax.random.key(3), PROBLEMS, 4, extract=test_engine.extract
-        )
+        if name == "rounds":
+            results = run_rounds(
+                runner, sampler, key, PROBLEMS, ROUNDS, extract=extract
+            )
+        else:
+            results = runner.run(sampler, key, PROBLEMS, 4, extract=extract)
     except ProblemError as error:
         results, failures = error.results, error.failures
     return {
@@ -106,7 +125,10 @@ def outcome(name, mesh=None):
 
 
 def end_early(group, how):
-    """The second process is stopped, killed or fails after its first results."""
+    """The second process is stopped, killed, fails or decides otherwise.
+
+    It does so in a burst, or as its caller uses a result ("outside").
+    """
     count = 0
 
     def act(progress):
@@ -116,6 +138,11 @@ def end_early(group, how):
             return
         if how == "fails":
             raise OSError("the disk is full")
+        if how == "differs":
+            # Its population has another row of another length.
+            ProblemLoop.fingerprint = lambda self: 7
+        if how in ("outside", "differs"):
+            return
         os.kill(os.getpid(), signal.SIGTERM if how == "stopped" else signal.SIGKILL)
 
     problems = [Problem(i, "hello", "") for i in range(40)]
@@ -131,16 +158,20 @@ def end_early(group, how):
     try:
         for _ in stream:
             number += 1
+            if how == "outside" and group.index == 1 and number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
     except Stopped:
         print(json.dumps(number), flush=True)
         raise
 
 
-def main(address, index, count, cases=(), ends="", patience=100.0):
+def main(address, index, count, cases=(), ends="", patience=100.0, late=0.0):
     process_group.EXIT_TIMEOUT = 3.0
     process_group.PARTNER_TIMEOUT = patience
     with exit_resumably(), join_processes(address, count, index) as group:
         group.hold_together(count)
+        time.sleep(late if index == 1 else 0.0)
         mesh = device_mesh(jax.device_count())
         for name in cases:
             print(json.dumps(outcome(name, mesh)), flush=True)

@@ -56,6 +56,15 @@ def stop_with_group() -> None:
         signal.pthread_kill(thread, signal.SIGTERM)
 
 
+def record_stop_of_group() -> None:
+    """Record that this program stops since another process of the run was asked to.
+
+    Its own request may follow, and does not count as a second one.
+    """
+    if not is_stop_requested():
+        _request.signals, _request.by_group = 1, True
+
+
 def is_stop_requested() -> bool:
     """Whether a signal has asked this program to stop."""
     return _request.signals > 0

@@ -75,9 +75,10 @@ def forecast_share(
     """The cost of the first process's share, which is the largest; None in others."""
     from tsi.experiments.forecasts.dry_run import runs_of
     from tsi.experiments.plans.plan import sort_problems
-    from tsi.experiments.scaling.scale import facts_of, processes_per_model
+    from tsi.experiments.scaling.scale import facts_of
+    from tsi.models.partition import processes_of
 
-    size = processes_per_model(world)
+    size = processes_of(world.engine.mesh)
     group.hold_together(size)
     group.agree(facts_of(plan, world, path, keep, continue_anyway))
     # The processes of the first model make its pilot together.

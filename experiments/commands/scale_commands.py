@@ -81,6 +81,8 @@ def scale(
     from tsi.experiments.reports.write_report import write_report
     from tsi.experiments.scaling.scale import run_plan
     from tsi.experiments.worlds.chosen_task import choose_task
+    from tsi.experiments.worlds.embedded_world import device_mesh
+    from tsi.models.partition import processes_of
 
     plan = make_plan(methods, budgets, seeds, temperatures)
     check_positive(num_problems=1 if num_problems is None else num_problems)
@@ -94,6 +96,9 @@ def scale(
         contextlib.nullcontext() if dry.dry_run else exit_resumably(),
         group_of(distributed, coordinator, num_processes, process_id) as group,
     ):
+        if group.count > 1:
+            # Processes that hold one model must know each other while it is loaded.
+            group.hold_together(processes_of(device_mesh(options.model_parallel)))
         task = choose_task(problems)
         world = options.world(
             task, num_problems, shapes_only=not dry.needs_weights, split=problems.split

@@ -33,6 +33,7 @@ from tsi.experiments.plans.plan import ExperimentPlan, batches
 from tsi.experiments.reports.report import markdown
 from tsi.experiments.rows.results import known_cells
 from tsi.experiments.worlds.world import World
+from tsi.models.partition import processes_of
 from tsi.reasoning.particles import ReasoningParams
 from tsi.sampler import Sampler
 
@@ -246,6 +247,8 @@ def forecast(
         devices = jax.local_devices()[:1] if mesh is None else mesh.local_devices
         dtype = policy.trunk.dtype
         speed = measure_speed(policy.config, dtype, engine.max_rows, devices)
+        # The other processes of a model have as many devices.
+        speed = speed._replace(flops=speed.flops * processes_of(mesh))
     else:
         share = "" if processes == 1 else f", a share of 1/{processes}"
         speed = Speed(flops_per_second / processes, f"as stated{share}")

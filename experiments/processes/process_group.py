@@ -1,9 +1,10 @@
 """Several processes, on one or several hosts, that divide the problems of one run.
 
-Each process has its own devices, and usually its own models, so that no array spans two
-processes, and writes its own rows (`rows/row_shards.py`). If a model needs the devices
-of several processes, these compute the same problems together, and the first of them
-writes the rows. Processes communicate through the key-value
+Each process has its own devices. If a model fits on them, each process has its own
+models too, computes its share of the problems, and writes its own rows
+(`rows/row_shards.py`). If a model needs the devices of several processes, these compute
+the same problems together, and the first of them writes the rows. Processes
+communicate through the key-value
 store of JAX's coordination service, which process 0 serves: that they were started with
 the same arguments, that they are alive, and how each of them has ended. Collectives of
 devices would hang or reach their time limit, because one process may be hours ahead of
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
+from tsi.engine.agreement import is_computing
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
 from tsi.models.files import format_path
 from tsi.termination import is_stop_requested, stop_with_group
@@ -42,7 +44,12 @@ EXIT_TIMEOUT = 20.0
 
 
 PARTNER_TIMEOUT = 60.0
-"""Seconds that a process has to end when one with a part of its model has ended."""
+"""Seconds for which a process computes on when one with a part of its model has ended.
+It cannot go on; its program may wait forever."""
+
+
+PARTNER_WAIT = 5.0
+"""Seconds until a process that has failed has said why."""
 
 
 POLL_INTERVAL = 0.1
@@ -113,12 +120,13 @@ class Group:
         """Whether this is process 0, which reports."""
         return self.index == 0
 
-    def hold_together(self, size: int) -> None:
-        """Let each `size` consecutive processes hold one model and share its work.
+    def hold_together(self, processes_per_model: int) -> None:
+        """Let every so many consecutive processes hold one model and share its work.
 
         Raises:
             ConfigurationError: the number of processes is not a multiple of it.
         """
+        size = processes_per_model
         if self.count % size:
             raise ConfigurationError(
                 f"{self.count} processes cannot hold models of {size} processes each; "
@@ -219,11 +227,27 @@ class Group:
                 }
 
     def reason(self, error: BaseException) -> BaseException:
-        """The error, or that of process 0 if this process stops because of it."""
+        """The error, or that of another process if this one ends because of it."""
+        if isinstance(error, LostProcessError):
+            return self._end_of_partner(error)
         if self._first_failure is None or not isinstance(error, Stopped):
             return error
         kind = LostProcessError if self._first_failure.is_lost else ProcessError
         return kind(f"Process 0 has failed: {self._first_failure.reason}")
+
+    def _end_of_partner(self, error: LostProcessError) -> BaseException:
+        """Why a process with a part of this model has ended, if it can say so."""
+        deadline = time.monotonic() + PARTNER_WAIT
+        while self._partners and time.monotonic() < deadline:
+            for i, end in self._read_ends().items():
+                if i not in self._partners or end.reason is None:
+                    continue
+                if end.is_stopped:
+                    return Stopped(signal.SIGTERM)
+                kind = LostProcessError if end.is_lost else ProcessError
+                return kind(f"Process {i} has failed: {end.reason}")
+            time.sleep(POLL_INTERVAL)
+        return error
 
     # The store
 
@@ -304,7 +328,7 @@ class Group:
                 if is_over and not is_stopping:
                     is_stopping = True
                     self._stop_main()
-                if partner is None:
+                if partner is None or not is_computing():
                     lost_time = time.monotonic()
                 elif time.monotonic() - lost_time > PARTNER_TIMEOUT:
                     _exit_without(partner)

@@ -9,10 +9,11 @@ Keys: all methods and budgets of a seed use `key(seed)`, so they share random nu
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tsi.errors import ProblemError, ProcessError
+from tsi.engine.agreement import stop_together
+from tsi.errors import ProblemError, ProcessError, ResultsError
 from tsi.experiments.files.places import Place
 from tsi.experiments.plans.cell import Cell
 from tsi.experiments.plans.methods import (
@@ -26,7 +27,7 @@ from tsi.experiments.plans.plan import (
     check_budgets,
     sort_problems,
 )
-from tsi.experiments.processes.process_group import ALONE, Group
+from tsi.experiments.processes.process_group import ALONE, Group, digest
 from tsi.experiments.rows.kept_particles import Keep
 from tsi.experiments.rows.particle_files import ParticlesFile
 from tsi.experiments.rows.results import ResultsFile
@@ -35,6 +36,7 @@ from tsi.experiments.scaling.chunks import Chunks
 from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
 from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.worlds.world import World
+from tsi.models.partition import processes_of
 from tsi.problem_ids import check_ids
 
 
@@ -90,12 +92,10 @@ def run_plan(
         ) as results,
         _particles_file(path, group.index, keep) as particles,
     ):
-        group.hold_together(processes_per_model(world))
-        facts = facts_of(plan, world, path, keep, continue_anyway)
-        if processes_per_model(world) > 1:
-            # Processes of one model must compute the same problems.
-            facts["rows found in --out"] = sorted(map(str, results.rows))
-        group.agree(facts)
+        group.hold_together(processes_of(world.engine.mesh))
+        group.agree(facts_of(plan, world, path, keep, continue_anyway))
+        if processes_of(world.engine.mesh) > 1:
+            check_rows_found(group, path, results.rows)
         check_problems(path, results.rows, world.problems)
         if group.is_first:
             results.check_sharing()
@@ -105,11 +105,13 @@ def run_plan(
         share = group.share(sort_problems(world.problems))
         share_world = world._replace(problems=share)
         failures = _run_batches(plan, share_world, writer, progress and group.is_first)
+        # What failed is the same in all processes of a model.
+        reported_failures = failures if group.writes else {}
         if not group.is_first:
             results.close()
             if particles is not None:
                 particles.close()
-        remote_failure = _wait_for_others(group, failures)
+        remote_failure = _wait_for_others(group, reported_failures)
         if failures:
             raise ProblemError(failures)
         if remote_failure is not None:
@@ -138,10 +140,12 @@ def _run_batches(
             engine=None if world.is_served else world.engine,
         ) as bar,
         BackgroundWriter(writer) as background,
+        stop_together(world.engine.mesh) as check_stop,
     ):
         for batch, is_done in zip(plan_batches, is_done_list, strict=True):
             if is_done:
                 continue
+            check_stop()
             missing = writer.find_missing(batch)
             with Chunks(batch, missing, background, bar) as chunks:
                 try:
@@ -149,15 +153,22 @@ def _run_batches(
                 except ProblemError as error:
                     failures |= error.failures
             bar.end()
+        check_stop()
     return failures
 
 
-def processes_per_model(world: World) -> int:
-    """The number of processes that hold one model together."""
-    mesh = world.engine.mesh
-    if mesh is None:
-        return 1
-    return len({device.process_index for device in mesh.devices.flat})
+def check_rows_found(group: Group, path: Place, rows: Mapping[Cell, Any]) -> None:
+    """Check that processes with one model have found the same rows to be computed.
+
+    Raises:
+        ResultsError: they have not.
+    """
+    found = group.gather("rows found", digest(sorted(map(str, rows))))
+    if len(set(found)) > 1:
+        raise ResultsError(
+            f"The processes have found different rows in {path}. A network file system "
+            "may show new files late; run the same command again."
+        )
 
 
 @contextlib.contextmanager

@@ -237,8 +237,9 @@ def _mesh_of_processes(model_parallel: int) -> Mesh:
     if len(numbers) > 1 or model_parallel % number:
         raise ConfigurationError(
             f"--model-parallel is {model_parallel}, and the processes have "
-            f"{', '.join(map(str, sorted(numbers)))} devices each: a model is divided "
-            "over all devices of several processes, which must have equally many."
+            f"{', '.join(map(str, sorted(numbers)))} devices each. A model is divided "
+            "over all devices of several processes, which must have equally many; "
+            "choose a multiple of that number."
         )
     size, count = model_parallel // number, len(by_process)
     if count % size:

@@ -3,6 +3,7 @@
 The loop over the problems of a group of devices is a :class:`tsi.engine.lane.Lane`.
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +13,17 @@ from jax.sharding import Mesh
 
 from tsi.engine.agreement import SharedStop
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
-from tsi.engine.interruption import StopEvent, defer_interrupts
+from tsi.engine.interruption import StopEvent, defer_interrupts, held_stop
 from tsi.errors import Stopped
 from tsi.models.partition import spans_processes
 
-Stopping = threading.Event | SharedStop
 Run = Callable[[Any], Iterator[EndedProblem | FailedProblem]]
 
 
 def run_concurrently(
-    runs: Sequence[Run], mesh: Mesh | None = None
+    runs: Sequence[Run],
+    mesh: Mesh | None = None,
+    fingerprint: Callable[[], int] = lambda: 0,
 ) -> Iterator[EndedProblem | FailedProblem]:
     """The ended problems of several lanes, in the order in which they end.
 
@@ -30,15 +32,16 @@ def run_concurrently(
             set.
         mesh: the devices; if they belong to several processes, there is one lane, and
             all of these processes stop together.
+        fingerprint: see :class:`tsi.engine.agreement.SharedStop`.
 
     Raises:
         Stopped: Ctrl-C was typed, or SIGTERM came; all lanes have stopped.
     """
-    stop = StopEvent()
-    shared: Stopping = stop
     if mesh is not None and spans_processes(mesh):
-        shared = SharedStop(stop, mesh)
-    ended_problems = runs[0](shared) if len(runs) == 1 else _merge(runs, stop)
+        yield from _run_together(runs[0], mesh, fingerprint)
+        return
+    stop = StopEvent()
+    ended_problems = runs[0](stop) if len(runs) == 1 else _merge(runs, stop)
     try:
         while True:
             with defer_interrupts(stop):
@@ -46,14 +49,30 @@ def run_concurrently(
             if ended_problem is None:
                 break
             yield ended_problem
-            # Processes of one model ask only in their loops, where all of them do.
-            if shared is stop and stop.is_set():
+            if stop.is_set():
                 break
-        if shared.is_set():
+        if stop.is_set():
             raise Stopped(stop.number)
     finally:
         stop.set()
         ended_problems.close()  # type: ignore[attr-defined]
+
+
+def _run_together(
+    run: Run, mesh: Mesh, fingerprint: Callable[[], int]
+) -> Iterator[EndedProblem | FailedProblem]:
+    """Run a lane that other processes run as well, and stop when they do.
+
+    Signals are also held while the caller uses a problem, since an exception there
+    would end this process only.
+    """
+    stop = held_stop()
+    shared = SharedStop(stop, mesh, fingerprint)
+    ended_problems: Any = run(shared)
+    with defer_interrupts(stop), contextlib.closing(ended_problems):
+        yield from ended_problems
+        if shared.is_set():
+            raise Stopped(stop.number)
 
 
 def _merge(

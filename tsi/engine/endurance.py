@@ -11,6 +11,8 @@ from tsi.engine.meters.report import Report, total
 from tsi.engine.sizing.sizes import Sizes, half_of
 from tsi.errors import LostProcessError, MemoryWarning, OutOfMemoryError, TsiError
 
+LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
+"""What a failed collective says."""
 JAX_ERRORS = "JaxRuntimeError", "XlaRuntimeError"
 """Names of the errors of JAX's programs, by version."""
 
@@ -63,6 +65,15 @@ class Endurance:
     def num_written(self) -> int:
         """Number of tokens drawn so far, lost ones included."""
         return sum(report.useful for report in self._all_reports())
+
+    def fingerprint(self) -> int:
+        """A hash of what the lane has decided so far; 0 without a lane."""
+        return 0 if self._lane is None else self._lane.fingerprint()
+
+    @property
+    def user_error(self) -> Exception | None:
+        """The error that the user's function has raised, or None."""
+        return self._user_error
 
     def end(self) -> None:
         """Free the caches, without waiting for a collection of garbage."""
@@ -148,8 +159,8 @@ def failure_of_processes(error: Exception) -> TsiError | None:
             "the same command again."
         )
     # A collective that fails at once is a ValueError with the name of a status.
-    has_status = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", line)
-    if type(error).__name__ in JAX_ERRORS or has_status:
+    is_of_program = type(error).__name__ in JAX_ERRORS or isinstance(error, ValueError)
+    if is_of_program and LOST.search(line):
         return LostProcessError(
             f"A process that has a part of the model has died or failed ({line}). What "
             "was written is kept: run the same command again."

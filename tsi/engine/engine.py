@@ -27,6 +27,7 @@ from tsi.decoding.repetition import check_penalty
 from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
+from tsi.engine.agreement import count_as_computing
 from tsi.engine.base import BaseEngine
 from tsi.engine.engine_run import EngineRun
 from tsi.engine.lane import Lane
@@ -71,7 +72,8 @@ from tsi.errors import ConfigurationError
 from tsi.explore import check_needs
 from tsi.explorer import Explorer, Plan
 from tsi.models.decoder import LanguageModel, with_cache_dtype
-from tsi.models.partition import MODEL, keep_or_replicate
+from tsi.models.exchange import least_bytes
+from tsi.models.partition import MODEL, keep_or_replicate, spans_processes
 from tsi.problem import Problem
 from tsi.problem_ids import check_ids, id_words
 from tsi.reasoning.particles import ReasoningParams
@@ -221,13 +223,17 @@ class Engine(BaseEngine):
     def free_bytes(self) -> int:
         """Free bytes of a device minus those of weights that are not on it yet.
 
-        If weights are offloaded, these are the bytes of the larger model.
+        If weights are offloaded, these are the bytes of the larger model. If the model
+        is divided over several processes, all of them must ask.
         """
-        return free_beside_weights(
+        free = free_beside_weights(
             (self.policy, self.reward_model),
             self.mesh,
             offload_weights=self.offload_weights,
         )
+        if self.mesh is not None and spans_processes(self.mesh):
+            return least_bytes(self.mesh, free)
+        return free
 
     def stream(
         self,
@@ -360,7 +366,7 @@ class Engine(BaseEngine):
             )
             record(report)
 
-        return _results(run, record_report, weights)
+        return count_as_computing(_results(run, record_report, weights), self.mesh)
 
     def _params(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from tsi.engine.agreement import answers_of_first
 from tsi.engine.concurrency import run_concurrently
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.endurance import Endurance, failure_of_processes
@@ -129,9 +130,12 @@ class EngineRun:
     def _run_lanes(self) -> Iterator[EndedProblem | FailedProblem]:
         """Run the lanes; explain why processes of one model cannot continue."""
         try:
-            yield from run_concurrently([x.run for x in self._lanes], self._mesh)
+            yield from run_concurrently(
+                [x.run for x in self._lanes], self._mesh, self._lanes[0].fingerprint
+            )
         except Exception as error:
             spans = self._mesh is not None and spans_processes(self._mesh)
+            spans &= error is not self._lanes[0].user_error
             reason = failure_of_processes(error) if spans else None
             if reason is None:
                 raise
@@ -162,7 +166,10 @@ class EngineRun:
         now = time.perf_counter()
         seconds, self._last_time = now - self._last_time, now
         try:
-            solutions = self.outcomes.read(ended_problem.particles)
+            solutions = self.outcomes.read(
+                ended_problem.particles,
+                functools.partial(answers_of_first, self._mesh),
+            )
             result = self.outcomes.result(
                 problem, ended_problem, solutions, seconds, lengths
             )

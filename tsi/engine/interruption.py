@@ -58,6 +58,26 @@ def defer_interrupts(stop: StopEvent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+_held: list[StopEvent] = []
+
+
+@contextlib.contextmanager
+def hold_signals() -> Iterator[StopEvent]:
+    """A context where a first signal only sets an event, which runs within it obey."""
+    stop = StopEvent()
+    with defer_interrupts(stop):
+        _held.append(stop)
+        try:
+            yield stop
+        finally:
+            _held.pop()
+
+
+def held_stop() -> StopEvent:
+    """The event of the innermost `hold_signals`, or a new one."""
+    return _held[-1] if _held else StopEvent()
+
+
 @contextlib.contextmanager
 def delay_signals() -> Iterator[None]:
     """A context that delays signals until its end.

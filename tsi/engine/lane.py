@@ -21,6 +21,7 @@ A lane is a :class:`tsi.engine.problem_loop.ProblemLoop` with these parts:
 """
 
 import collections
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ from tsi.engine.meters.clock import Clock
 from tsi.engine.meters.report import CacheBytes, Report
 from tsi.engine.methods import Method
 from tsi.engine.model_weights import ModelWeights
-from tsi.engine.problem_loop import ProblemLoop
+from tsi.engine.problem_loop import ProblemLoop, hash_array
 from tsi.engine.programs.model_programs import Programs
 from tsi.engine.prompt_reader import PromptReader
 from tsi.engine.row_requests import requests_of_rows
@@ -102,6 +103,12 @@ class Lane(ProblemLoop):
         self.writers: Any = None
         self.queue: collections.deque[int] = collections.deque()
         self.cache = CacheBytes()
+        inputs = jax.tree.leaves((prompts, questions, ids))
+        self._inputs = functools.reduce(hash_array, inputs, 0) >> 2
+
+    def fingerprint(self) -> int:
+        """See :class:`ProblemLoop`; the prompts are a part of it."""
+        return super().fingerprint() ^ self._inputs
 
     def report(self) -> Report:
         """What has been done so far."""

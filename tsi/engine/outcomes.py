@@ -38,6 +38,21 @@ class Solutions(NamedTuple):
     answers: list[str | None]
 
 
+def check_answers(answers: list[Any]) -> list[str | None]:
+    """The answers that `extract` has returned.
+
+    Raises:
+        TypeError: one is neither a string nor None.
+    """
+    for answer in answers:
+        if not (answer is None or isinstance(answer, str)):
+            raise TypeError(
+                "extract must return the answer as a string, or None; it returned "
+                f"{type(answer).__name__}."
+            )
+    return answers
+
+
 class Outcomes(NamedTuple):
     """Makes the results of one run.
 
@@ -61,22 +76,29 @@ class Outcomes(NamedTuple):
     costs: Callable[[Any, int, int], SlotCosts]
     corrects: bool = False
 
-    def read(self, particles: Particles) -> Solutions:
-        """Texts and answers of rows, by `decode` and `extract` of the user."""
+    def read(
+        self,
+        particles: Particles,
+        share: Callable[[Callable[[], list[str | None]]], list[str | None]],
+    ) -> Solutions:
+        """Texts and answers of rows, by `decode` and `extract` of the user.
+
+        Args:
+            particles: the rows.
+            share: calls the function that extracts answers, in one of the processes
+                that hold the model (:func:`tsi.engine.agreement.answers_of_first`).
+        """
         step_texts = texts_by_step(self.decode, particles)
         texts = ["".join(parts) for parts in step_texts]
         whole = particles.finished & ~particles.truncated
-        answers = [
-            self.extract(text) if is_whole else None
-            for text, is_whole in zip(texts, whole, strict=True)
-        ]
-        for answer in answers:
-            if not (answer is None or isinstance(answer, str)):
-                raise TypeError(
-                    "extract must return the answer as a string, or None; it returned "
-                    f"{type(answer).__name__}."
-                )
-        return Solutions(step_texts, texts, answers)
+
+        def extract_all() -> list[str | None]:
+            return [
+                self.extract(text) if is_whole else None
+                for text, is_whole in zip(texts, whole, strict=True)
+            ]
+
+        return Solutions(step_texts, texts, share(lambda: check_answers(extract_all())))
 
     def result(
         self,

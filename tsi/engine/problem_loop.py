@@ -2,7 +2,9 @@
 
 import abc
 import collections
+import functools
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +22,11 @@ from tsi.engine.schedule import num_to_enter
 from tsi.problem_ids import IdWords
 
 Rows = Int[np.ndarray, "n"]
+
+
+def hash_array(before: int, values: Any) -> int:
+    """A hash of 32 bits of an array, after another one."""
+    return zlib.crc32(np.ascontiguousarray(values).tobytes(), before)
 
 
 class ProblemLoop(abc.ABC):
@@ -78,6 +85,13 @@ class ProblemLoop(abc.ABC):
                 report_progress()
             yield from self.failed
             self.failed.clear()
+
+    def fingerprint(self) -> int:
+        """A hash of the decisions so far, below 2 ** 30."""
+        population, decisions = self.population, self.decisions
+        parts = population.index, population.depths, population.lengths
+        leaves = jax.tree.leaves((*parts, decisions.turns, decisions.request))
+        return functools.reduce(hash_array, leaves, 0) >> 2
 
     @abc.abstractmethod
     def _enter(self, problems: list[int], places: Rows) -> None:

@@ -1,6 +1,7 @@
 """Programs without models: dense rows, and copies between them and blocks."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,15 @@ from tsi.engine.meters.clock import Timed
 from tsi.engine.paging import pages as paging
 from tsi.engine.paging.pages import Dense, Pages
 from tsi.models.partition import MODEL, parts_of_heads, put
+
+
+@functools.lru_cache(maxsize=256)
+def _zeros_program(shapes: tuple[Any, ...], sharding: Sharding) -> Any:
+    """The compiled function that makes zeros of these shapes and types in shards."""
+    return jax.jit(
+        lambda: [jnp.zeros(shape, dtype) for shape, dtype in shapes],
+        out_shardings=sharding,
+    )
 
 
 class PagePrograms:
@@ -37,29 +47,44 @@ class PagePrograms:
 
     def make_zeros(self, like: Dense, rows: int, size: int) -> Dense:
         """Dense rows of zeros, placed where programs return dense rows."""
-        dense = Dense(
-            tuple(jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys),
-            tuple(
-                jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
-                for x in like.values
-            ),
-        )
-        return self._place_heads(dense, axis=1)
+
+        def make() -> Dense:
+            return Dense(
+                tuple(
+                    jnp.zeros((rows, *x.shape[1:3], size), x.dtype) for x in like.keys
+                ),
+                tuple(
+                    jnp.zeros((rows, x.shape[1], size, x.shape[3]), x.dtype)
+                    for x in like.values
+                ),
+            )
+
+        return self._zeros(make, axis=1)
 
     def empty_pages(self, like: Dense, block: int, count: int) -> Pages:
         """Blocks of zeros, placed where programs return blocks."""
-        return self._place_heads(paging.empty_pages(like, block, count), axis=2)
+        return self._zeros(lambda: paging.empty_pages(like, block, count), axis=2)
 
-    def _place_heads(self, tree: Any, axis: int) -> Any:
-        """Arrays with heads along an axis, sharded like the weights that produce them.
+    def _zeros(self, make: Callable[[], Any], axis: int) -> Any:
+        """Zeros with heads along an axis, sharded like the weights that produce them.
 
         A program is compiled again for an argument with another sharding.
+
+        Args:
+            make: makes them on one device.
+            axis: of the heads.
         """
-        heads = jax.tree.leaves(tree)[0].shape[axis]
-        if self.mesh is None or parts_of_heads(heads, self.mesh) == 1:
-            return self.place(tree)
-        spec = PartitionSpec(*[None] * axis, MODEL)
-        return put(tree, NamedSharding(self.mesh, spec))
+        if self.mesh is None or self.mesh.size == 1:
+            return self.place(make())
+        leaves, structure = jax.tree.flatten(jax.eval_shape(make))
+        heads = leaves[0].shape[axis]
+        spec = PartitionSpec()
+        if parts_of_heads(heads, self.mesh) > 1:
+            spec = PartitionSpec(*[None] * axis, MODEL)
+        # No device ever has the part of another one.
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        make_shards = _zeros_program(shapes, NamedSharding(self.mesh, spec))
+        return jax.tree.unflatten(structure, make_shards())
 
     def place(self, tree: Any) -> Any:
         """Place arrays with the weights, if these are committed to devices.

@@ -29,7 +29,7 @@ from tsi.engine.sizing.memory import (
     unloaded_bytes,
 )
 from tsi.engine.sizing.sizes import BLOCK, BURST, IN_FLIGHT, room_of
-from tsi.models.exchange import largest
+from tsi.models.exchange import least_bytes
 from tsi.models.partition import MODEL, spans_processes
 from tsi.reasoning.target import ReasoningTarget
 
@@ -108,7 +108,7 @@ def device_limits(
     free -= bytes_of((policy, reward_model), mesh)
     if mesh is not None and spans_processes(mesh):
         # Processes with parts of one model must plan the same batches.
-        free = -largest(mesh, -(free >> 20)) << 20
+        free = least_bytes(mesh, free)
     caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
     need = Need(caches, prompt, BLOCK)
     slot = bytes_of_slot(need, target, policy.config.vocab_size, BURST)
