@@ -71,9 +71,9 @@ What they name for type checkers is no arrow; the rest of them is, as anywhere.
 
 LAZY = {
     # `tsi --help` answers at once; a command imports what it needs.
-    "tsi.experiments.commands.forecast_output": 6,
+    "tsi.experiments.commands.forecast_output": 7,
     "tsi.experiments.commands.reference_commands": 5,
-    "tsi.experiments.commands.scale_commands": 10,
+    "tsi.experiments.commands.scale_commands": 12,
     "tsi.experiments.commands.serve_commands": 5,
     "tsi.experiments.commands.solve_commands": 8,
     "tsi.experiments.commands.study_commands": 3,

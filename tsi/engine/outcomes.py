@@ -92,7 +92,7 @@ class Outcomes(NamedTuple):
         texts = ["".join(parts) for parts in step_texts]
         whole = particles.finished & ~particles.truncated
 
-        def extract_all() -> list[str | None]:
+        def extract_all() -> list[Any]:
             return [
                 self.extract(text) if is_whole else None
                 for text, is_whole in zip(texts, whole, strict=True)
