@@ -88,6 +88,8 @@ class ModelOptions(NamedTuple):
             copy to the device only the one that is in use; for two models that do not
             fit there together. The reward model must read rendered text, such as
             qwen:MODEL or rlhflow:MODEL.
+        attention: kernel: draw tokens with a GPU kernel that reads only the filled part
+            of caches; it has been tested in an interpreter, and on no GPU yet.
         islands: divide the particles of each problem among this many islands, which
             resample separately and may run on different devices; for more particles
             than one device holds.
@@ -122,6 +124,7 @@ class ModelOptions(NamedTuple):
     max_rows: int | None = None
     model_parallel: int = 1
     offload_weights: bool = False
+    attention: Literal["plain", "kernel"] = "plain"
     islands: int = 1
     template_switch: TemplateSwitch = ()
     served_tokenizer: str | None = None
@@ -198,6 +201,7 @@ class ModelOptions(NamedTuple):
             cache_dtype=self.cache_dtype,
             model_parallel=self.model_parallel,
             offload_weights=self.offload_weights,
+            attention=self.attention,
             template_switches=switches,
             shapes_only=shapes_only,
             split=split,
@@ -225,6 +229,7 @@ class ModelOptions(NamedTuple):
             "cache_dtype",
             "model_parallel",
             "offload_weights",
+            "attention",
             "model_sampling",
         ):
             if getattr(self, name) != ModelOptions._field_defaults[name]:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from tsi.models import quantized
+from tsi.models.decode_kernel import attend_to_filled
 
 KEYS_AT_ONCE = 512
 """Cached positions per block, where a chunk of many queries attends block by block."""
@@ -53,6 +54,8 @@ class Segment(NamedTuple):
         mask: ``[B, S]``, True where a position may be attended to; or ``[R, S]``, if
             rows that share a segment row may attend to different parts of it.
         routes: which rows read which; None for n consecutive rows per segment row.
+        lengths: number of first positions that each row attends to. With it, a kernel
+            reads them (:mod:`tsi.models.decode_kernel`), and keys are ``[B, K, S, h]``.
     """
 
     keys: Any
@@ -60,6 +63,7 @@ class Segment(NamedTuple):
     positions: Int[Array, "B S"]
     mask: Bool[Array, "M S"]
     routes: Routes | None = None
+    lengths: Int[Array, " R"] | None = None
 
 
 class View(NamedTuple):
@@ -67,11 +71,12 @@ class View(NamedTuple):
 
     Attributes:
         mask: True at these positions; broadcasts against ``[B, K, n, Q, G, S]``.
-        routes: of the segment.
+        routes, lengths: of the segment.
     """
 
     mask: Bool[Array, "B 1 _n _Q 1 S"]
     routes: Routes | None = None
+    lengths: Int[Array, " R"] | None = None
 
 
 class ByLayer(NamedTuple):
@@ -213,7 +218,7 @@ def attend_part(
 
     Without routes B divides R (see :class:`Segment`).
     """
-    mask, routes = view
+    mask, routes = view[:2]
     if routes is not None:
         queries = queries[routes.readers.reshape(-1)]
     rows, owners = queries.shape[0], keys.shape[0]
@@ -308,6 +313,17 @@ def attend_in_blocks(
     return jax.lax.fori_loop(0, -(-size // block), read, empty)
 
 
+def attend_by_kernel(
+    queries: Float[Array, "R 1 K G h"],
+    keys: Float[Array, "R K S h"],
+    values: Float[Array, "R K S h"],
+    lengths: Int[Array, " R"],
+) -> Partial:
+    """`attend_part` for one query per row that attends to the first positions."""
+    parts = attend_to_filled(queries[:, 0], keys, values, lengths)
+    return Partial(*(part[:, None] for part in parts))
+
+
 def attend_to_cache(
     queries: Float[Array, "R Q K G h"], cached: Any, view: View, softcap: float | None
 ) -> Partial:
@@ -316,6 +332,8 @@ def attend_to_cache(
     by_blocks = size >= 2 * KEYS_AT_ONCE and length * size >= MANY_SCORES
     attention = attend_in_blocks if by_blocks else attend_part
     attend_layer = functools.partial(attention, view=view, softcap=softcap)
+    if view.lengths is not None:
+        attend_layer = functools.partial(attend_by_kernel, lengths=view.lengths)
     if not isinstance(cached, ByLayer):
         return attend_layer(queries, *cached)
 
@@ -345,7 +363,7 @@ def view_segment(
         mask, positions = mask[readers], positions[readers]
     mask = mask.reshape(owners, 1, -1, 1, 1, mask.shape[-1])
     if window is None:
-        return View(mask, routes)
+        return View(mask, routes, segment.lengths)
     queries = positions.reshape(owners, 1, -1, positions.shape[-1], 1, 1)
     places = segment.positions[:, None, None, None, None, :]
     return View(mask & (queries - places < window), routes)

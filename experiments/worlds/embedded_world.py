@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -53,6 +53,7 @@ def embedded_world(
     weights: str | None = None,
     model_parallel: int = 1,
     offload_weights: bool = False,
+    attention: Literal["plain", "kernel"] = "plain",
     template_switches: Mapping[str, Any] = MappingProxyType({}),
     shapes_only: bool = False,
     split: Split = "test",
@@ -88,6 +89,8 @@ def embedded_world(
             are divided over the groups of devices.
         offload_weights: load the models into the host's memory, and copy to the devices
             only the one that is in use.
+        attention: what attends to caches while tokens are drawn, as for
+            :class:`tsi.engine.engine.Engine`.
         template_switches: variables of the policy's chat template, of JSON types, such
             as ``enable_thinking``.
         shapes_only: do not load the weights; such a world can be used for plans, but
@@ -183,6 +186,7 @@ def embedded_world(
         max_rows=max_rows,
         mesh=mesh,
         offload_weights=offload_weights,
+        attention=attention,
         settings=settings,
     )
 

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -96,6 +96,7 @@ def task_world(
     max_stored: int | None = None,
     mesh: Mesh | None = None,
     offload_weights: bool = False,
+    attention: Literal["plain", "kernel"] = "plain",
     settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> World:
     """The world of a task, a policy and a reward.
@@ -109,7 +110,7 @@ def task_world(
             :func:`tsi.experiments.worlds.language_policy.prompt_encoder`.
         ends: of steps and solutions, in addition to those of the task and the policy.
         cache_dtype: of keys and values; that of the weights, if None.
-        max_rows, max_stored, mesh, offload_weights: see
+        max_rows, max_stored, mesh, offload_weights, attention: see
             :func:`tsi.engine.assembly.reasoning_engine`.
         settings: further settings that rows record, such as the reward and the type of
             the weights.
@@ -140,6 +141,7 @@ def task_world(
         max_stored=max_stored,
         mesh=mesh,
         offload_weights=offload_weights,
+        attention=attention,
     )
     drawing: dict[str, Any] = {"temperature": sampling.temperature}
     parts = sampling.truncation._asdict().items()

@@ -74,7 +74,7 @@ def append(
         full = suffix.used + width > capacity
         suffix = jax.lax.cond(full, squeeze, lambda s: s, suffix)
     update = jax.lax.dynamic_update_slice_in_dim
-    (keys, values, positions, mask, _), num_used = suffix
+    (keys, values, positions, mask, *_), num_used = suffix
     valid = jnp.arange(width) < counts[:, None]
     segment = Segment(
         update(keys, new.keys, num_used, axis=-1),
@@ -87,7 +87,7 @@ def append(
 
 def squeeze(suffix: Suffix) -> Suffix:
     """Move every row's unmasked slots to the front, in order."""
-    keys, values, positions, mask, _ = suffix.segment
+    keys, values, positions, mask = suffix.segment[:4]
     order = jnp.argsort(~mask, axis=-1, stable=True)
     lengths = jnp.sum(mask, axis=-1)
     segment = Segment(
@@ -110,7 +110,7 @@ def take(suffix: Suffix, rows: Int[Array, " W"]) -> Suffix:
 
 
 def _rows(segment: Segment, rows: Int[Array, " W"]) -> Segment:
-    keys, values, positions, mask, _ = segment
+    keys, values, positions, mask = segment[:4]
     return Segment(keys[:, rows], values[:, rows], positions[rows], mask[rows])
 
 

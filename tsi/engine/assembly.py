@@ -1,6 +1,7 @@
 """An engine from its parts: a policy, a reward, and where steps and solutions end."""
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from jax.sharding import Mesh
 
@@ -36,6 +37,7 @@ def reasoning_engine(
     max_stored: int | None = None,
     mesh: Mesh | None = None,
     offload_weights: bool = False,
+    attention: Literal["plain", "kernel"] = "plain",
 ) -> Engine:
     r"""The engine that runs samplers on problems of one policy and one reward.
 
@@ -60,6 +62,7 @@ def reasoning_engine(
         mesh: devices, as :class:`tsi.engine.engine.Engine` divides them.
         offload_weights: as for :class:`tsi.engine.engine.Engine`; load both models on
             the host.
+        attention: as for :class:`tsi.engine.engine.Engine`.
 
     Raises:
         ConfigurationError: the policy cannot write a delimiter or stop string; the
@@ -116,6 +119,7 @@ def reasoning_engine(
         max_stored=max_stored,
         mesh=mesh,
         offload_weights=offload_weights,
+        attention=attention,
     )
     if max_stored is None:
         engine.max_stored = max(planned.stored, rows)

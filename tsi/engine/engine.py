@@ -16,7 +16,7 @@ hold them.
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +68,10 @@ from tsi.engine.sizing.sizes import (
     rows_in_flight,
     sizes_of,
 )
-from tsi.errors import ConfigurationError
+from tsi.errors import ConfigurationError, UnknownNameError
 from tsi.explore import check_needs
 from tsi.explorer import Explorer, Plan
+from tsi.models.decode_kernel import check_kernel
 from tsi.models.decoder import LanguageModel, with_cache_dtype
 from tsi.models.exchange import least_bytes
 from tsi.models.partition import MODEL, keep_or_replicate, spans_processes
@@ -116,11 +117,15 @@ class Engine(BaseEngine):
             to the devices only those of the model that is in use. Weights that are
             already on a device stay there as long as the caller refers to them, so load
             them on the host.
+        attention: what attends to caches while tokens are drawn: ``"plain"``
+            operations, or a ``"kernel"`` that reads filled positions only
+            (:mod:`tsi.models.decode_kernel`).
 
     Raises:
         ConfigurationError: the reward model has no row for a token that the policy may
             draw; the penalty is not a positive number; a limit of rows is below 1; the
-            cache's type is not supported; or weights are to be offloaded, and the
+            cache's type is not supported; the kernel does not compute the attention of
+            the policy; or weights are to be offloaded, and the
             reward has no model that reads rendered text. Whether both models have the
             same tokens is not checked: see
             :func:`tsi.decoding.vocabularies.first_difference`.
@@ -142,6 +147,7 @@ class Engine(BaseEngine):
         max_stored: int | None = None,
         mesh: Mesh | None = None,
         offload_weights: bool = False,
+        attention: Literal["plain", "kernel"] = "plain",
     ) -> None:
         self.target, self.encode, self.decode = target, encode, decode
         self.temperature, self.max_rows, self.mesh = temperature, max_rows, mesh
@@ -175,7 +181,14 @@ class Engine(BaseEngine):
         self.max_in_flight = rows_in_flight(max_rows, self._flops)
         check_processes(mesh)
         self._parts = divide(mesh)
-        self._programs = [Programs(target, part) for part in self._parts]
+        if attention not in ("plain", "kernel"):
+            raise UnknownNameError("attention", attention, ("plain", "kernel"))
+        by_kernel = attention == "kernel"
+        if by_kernel:
+            check_kernel(policy.config, mesh)
+        self._programs = [
+            Programs(target, part, by_kernel=by_kernel) for part in self._parts
+        ]
 
     @property
     def num_groups(self) -> int:

@@ -67,10 +67,14 @@ class Programs(PagePrograms):
     Args:
         target: the target.
         mesh: with an axis ``model`` over which heads are divided; None for one device.
+        by_kernel: whether a kernel attends to the caches of slots.
     """
 
-    def __init__(self, target: ReasoningTarget, mesh: Mesh | None) -> None:
+    def __init__(
+        self, target: ReasoningTarget, mesh: Mesh | None, *, by_kernel: bool = False
+    ) -> None:
         super().__init__(mesh)
+        self.by_kernel = by_kernel
         self.host_reward: HostReward | None = None
         self.texts: TextPrograms | None = None
         reward = target.reward
@@ -173,6 +177,7 @@ class Programs(PagePrograms):
             width,
             self.target.forced_end,
             self.target.reward.token_confidence,
+            by_kernel=self.by_kernel,
         )
 
     def _append_burst(

@@ -19,6 +19,7 @@ from tsi.decoding.forced_end import ForcedEnd, Places, empty_places
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.decoding.token_draws import Temperatures
 from tsi.engine.paging.pages import Dense, layers_of, merge
+from tsi.models.decode_kernel import block_of
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.layers import Routes, Segment
 from tsi.weights import weight_dtype
@@ -133,6 +134,20 @@ def slot_segment(
     return Segment(*cache, start[:, None] + places, mask)
 
 
+def filled_segment(
+    cache: Dense, start: Int[Array, " R"], filled: Int[Array, " R"]
+) -> Segment:
+    """`slot_segment` for the kernel that reads filled positions only.
+
+    Its keys are in the order of positions, in a copy that is made once per burst.
+    """
+    segment = slot_segment(cache, start, filled)
+    if not block_of(segment.mask.shape[-1]):
+        return segment
+    keys = tuple(jnp.swapaxes(keys, -1, -2) for keys in segment.keys)
+    return segment._replace(keys=keys, lengths=filled - start)
+
+
 def common_segment(
     common: Dense, start: Int[Array, " R"], routes: Any = None
 ) -> Segment:
@@ -158,6 +173,8 @@ def burst(
     width: int,
     forced: ForcedEnd | None = None,
     confidence: TokenConfidence | None = None,
+    *,
+    by_kernel: bool = False,
 ) -> tuple[Slots, Dense, BurstStatus]:
     """Draw at most `width` tokens per slot, until `min_ended` rows have ended steps.
 
@@ -177,6 +194,7 @@ def burst(
         width: the maximum number of tokens per slot; static.
         forced: end that is forced at a limit, or None.
         confidence: confidence measure that is recorded at each token, or None.
+        by_kernel: whether a kernel attends to the caches of slots.
 
     Returns:
         The slots without their cache, the new keys and values, and the status.
@@ -188,7 +206,8 @@ def burst(
         if chosen_slots.rows.shape[0] < slots.filled.shape[0]:
             cache = _rows(cache, chosen_slots.rows)
     rows, was_active = part.filled.shape[0], part.active
-    context: tuple[Segment, ...] = (slot_segment(cache, part.start, part.filled),)
+    segment_of = filled_segment if by_kernel else slot_segment
+    context: tuple[Segment, ...] = (segment_of(cache, part.start, part.filled),)
     if common is not None:
         assert chosen_slots is not None
         assert chosen_slots.readers is not None
