@@ -6,14 +6,15 @@ only, in blocks, and keeps the scores on the chip. Its keys are in the order of
 positions.
 On a CPU it runs in Pallas's interpreter, which is slow and exists for tests.
 
-The kernel has been tested in the interpreter, and its lowering for CUDA has been; it
-has been run on no GPU.
+The interpreter and the translation for CUDA have been tested. The kernel has not been
+run on a GPU.
 """
 
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
@@ -28,8 +29,16 @@ HEADS_AT_ONCE = 16
 """Query heads per key-value head that one program of the kernel handles."""
 
 
-def check_kernel(config: DecoderConfig, mesh: Mesh | None) -> None:
+def check_kernel(
+    config: DecoderConfig, mesh: Mesh | None, cache_dtype: Any, dtype: Any
+) -> None:
     """Check that the kernel computes the attention of a model.
+
+    Args:
+        config: of the model.
+        mesh: the devices; None for one.
+        cache_dtype: of keys and values; None for the type of the weights.
+        dtype: of the weights.
 
     Raises:
         ConfigurationError: it does not.
@@ -39,12 +48,16 @@ def check_kernel(config: DecoderConfig, mesh: Mesh | None) -> None:
         reason = f"there is no such kernel for {jax.default_backend()}"
     elif mesh is not None and mesh.shape.get("model", 1) > 1:
         reason = "the model is divided over several devices"
+    elif jnp.zeros(0).dtype == jnp.float64:
+        reason = "JAX's kernel does not run with jax_enable_x64"
+    elif cache_dtype is not None and jnp.dtype(cache_dtype) != jnp.dtype(dtype):
+        reason = f"keys and values are in {cache_dtype}, and weights in {dtype}"
     elif config.sliding_window is not None:
         reason = "some layers of the model attend to a window of positions only"
     elif config.attention_softcap is not None:
         reason = "the model caps its attention scores"
     elif config.head_width < MIN_BLOCK or not is_power_of_two(config.head_width):
-        reason = f"heads of width {config.head_width} are too narrow or odd for it"
+        reason = f"its heads must have a power of two, not {config.head_width}"
     if reason:
         raise ConfigurationError(
             f"Attention by a kernel is not possible: {reason}. Use attention='plain'."
@@ -83,7 +96,8 @@ def attend_to_filled(
 
     Returns:
         The largest score, the sum of exponentials relative to it, and the weighted sum
-        of values before normalisation, in float32.
+        of values before normalisation. The kernel computes the last one in parts, which
+        it rounds to the type of the queries.
     """
     from jax.experimental.pallas.ops.gpu import decode_attention
 
@@ -93,8 +107,6 @@ def attend_to_filled(
     def flatten(x: Any) -> Any:
         return x.reshape(rows * heads, *x.shape[2:])
 
-    # With a cache in a narrow type, products are taken in the type of the queries.
-    keys, values = keys.astype(queries.dtype), values.astype(queries.dtype)
     mixed, (total, peak) = decode_attention.mqa(
         *map(flatten, (queries, keys, values)),
         kv_seq_len=lengths.repeat(heads),

@@ -4,9 +4,11 @@ They travel through the devices, so all processes of the mesh must call these fu
 in the same order.
 """
 
+import contextlib
 import functools
 import itertools
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,12 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tsi.errors import LostProcessError
+
 MIN_BYTES = 256
 """Bytes of the shortest message; others are padded to powers of two."""
 POLL_INTERVAL = 0.1
 """Seconds between two reads of the store."""
 
 _meetings = itertools.count()
+_waits: list[None] = []
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """A context in which this process may wait for the devices of another one."""
+    _waits.append(None)
+    try:
+        yield
+    finally:
+        _waits.pop()
+
+
+def is_waiting() -> bool:
+    """Whether this process is within `waiting`."""
+    return bool(_waits)
 
 
 def largest(mesh: Mesh, *values: int) -> list[int]:
@@ -54,13 +74,25 @@ def is_first(mesh: Mesh) -> bool:
 def _max_over_devices(mesh: Mesh, own: Any) -> Any:
     """The maximum of one row per process, on the host."""
     flat = Mesh(mesh.devices.reshape(-1), ("all",))
-    maximum = _maximum(flat)
+    with waiting():
+        maximum = _maximum(flat)
+        return _call(maximum, flat, own)
+
+
+def _call(maximum: Any, flat: Mesh, own: Any) -> Any:
     rows = jax.make_array_from_callback(
-        (mesh.size, own.shape[1]),
+        (flat.size, own.shape[1]),
         NamedSharding(flat, PartitionSpec("all")),
         lambda index: own,
     )
-    return np.asarray(maximum(rows))
+    try:
+        return np.asarray(maximum(rows))
+    except (RuntimeError, ValueError) as error:
+        raise LostProcessError(
+            "A process that has a part of the model has died or failed "
+            f"({(str(error).splitlines() or [''])[0]}). What was written is kept: run "
+            "the same command again."
+        ) from error
 
 
 @functools.cache

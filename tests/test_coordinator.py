@@ -1,6 +1,7 @@
 """Joining processes: addresses, ports and meshes that cannot be used."""
 
 import socket
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -85,7 +86,7 @@ def test_a_port_of_another_program_is_a_sentence_at_process_0(monkeypatch, host)
 
 def test_a_mesh_is_of_the_devices_of_this_process(monkeypatch):
     here = jax.devices()
-    there = [object()] * 2
+    there = [SimpleNamespace(process_index=1)] * (len(here) + 1)
     monkeypatch.setattr(jax, "devices", lambda *_: [*there, *here])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     mesh = device_mesh()
@@ -93,5 +94,5 @@ def test_a_mesh_is_of_the_devices_of_this_process(monkeypatch):
         assert mesh.shape == {DATA: len(here), MODEL: 1}
     else:
         assert mesh is None
-    with pytest.raises(ConfigurationError, match="over the devices of several proc"):
+    with pytest.raises(ConfigurationError, match="which must have equally many"):
         device_mesh(len(here) + 1)

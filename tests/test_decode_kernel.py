@@ -113,8 +113,7 @@ def engine(**changes):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["smc", "mcts"])
-@pytest.mark.parametrize("cache_dtype", [None, "bfloat16"])
-def test_samples_are_those_of_plain_attention(name, cache_dtype, monkeypatch):
+def test_samples_are_those_of_plain_attention(name, monkeypatch):
     sizes = []
     monkeypatch.setattr(
         "tsi.models.layers.attend_to_filled",
@@ -123,7 +122,7 @@ def test_samples_are_those_of_plain_attention(name, cache_dtype, monkeypatch):
     results = []
     for attention in ("plain", "kernel"):
         assert not sizes
-        runner = engine(attention=attention, cache_dtype=cache_dtype)
+        runner = engine(attention=attention)
         results.append(
             runner.run(
                 getattr(samplers, name)(),
@@ -142,15 +141,19 @@ def test_what_the_kernel_cannot_do_is_refused(monkeypatch):
     narrow, _ = tiny.models()
     window = SlidingWindow(4, tiny.config().rope, (True, False))
     changes = {
-        "heads of width 8": narrow.config,
+        "power of two, not 8": narrow.config,
         "window of positions": tiny.config(head_width=16, sliding_window=window),
         "caps its attention": tiny.config(head_width=16, attention_softcap=30.0),
     }
     for message, config in changes.items():
         with pytest.raises(ConfigurationError, match=message):
-            decode_kernel.check_kernel(config, None)
+            decode_kernel.check_kernel(config, None, None, "float32")
+    with pytest.raises(ConfigurationError, match="keys and values are in bfloat16"):
+        engine(attention="kernel", cache_dtype="bfloat16")
     wide = tiny.config(head_width=16)
-    decode_kernel.check_kernel(wide, make_mesh(1, 1))
+    decode_kernel.check_kernel(wide, make_mesh(1, 1), "float32", "float32")
+    with jax.enable_x64(True), pytest.raises(ConfigurationError, match="x64"):
+        decode_kernel.check_kernel(wide, None, None, "float32")
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     with pytest.raises(ConfigurationError, match="no such kernel for tpu"):
-        decode_kernel.check_kernel(wide, None)
+        decode_kernel.check_kernel(wide, None, None, "float32")

@@ -20,14 +20,16 @@ from tsi.engine.engine import Engine
 from tsi.engine.engine_run import EngineRun, collect
 from tsi.engine.islands import island_id, island_size, stream_islands
 from tsi.errors import ConfigurationError, ProblemError
-from tsi.experiments.plans.methods import sampler_of
-from tsi.experiments.plans.plan import make_plan
+from tsi.experiments.forecasts.pilot import measure_length
+from tsi.experiments.plans.methods import budgets_of, sampler_of
+from tsi.experiments.plans.plan import check_budgets, make_plan
 from tsi.experiments.plans.run_method import run_method
 from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.models.partition import make_mesh
 from tsi.problem import Problem
 from tsi.reasoning.particles import ReasoningParams
+from tsi.results.ledger import SlotCosts, join_slots, ledger_of_first
 from tsi.results.rounds import merge_rounds
 
 KEY = jax.random.key(5)
@@ -209,6 +211,7 @@ class FailingEngine:
 def test_a_problem_fails_with_the_first_of_its_islands_that_failed():
     world = fake_world(3)
     failing = [island_id(1, 1), island_id(1, 0)]
+    assert island_id("1", 0) != island_id(1, 0)
     engine = FailingEngine(world.engine, failing)
     sampler, ids = sampler_of("smc", 5), []
     with pytest.raises(ProblemError) as raised:
@@ -234,7 +237,37 @@ def test_a_plan_divides_particles_and_says_so_in_its_rows(tmp_path):
     assert {row["rollouts"] for row in rows.values()} == {1, 2, 4}
     assert '"islands": 2' in path.read_text()
     assert read_rows(path).keys() == rows.keys()
-    with pytest.raises(ConfigurationError, match="N = 2 cannot be divided among 4"):
-        run_plan(plan, fake_world(3).with_islands(4), path, progress=False)
+    uneven, other = make_plan(["smc"], [6], 1), tmp_path / "other.jsonl"
+    with pytest.raises(ConfigurationError, match="N = 6 cannot be divided among 4"):
+        run_plan(uneven, fake_world(3).with_islands(4), other, progress=False)
+    # Budgets without a particle for each island are left out.
+    assert budgets_of("smc", (1, 2, 4, 8), 4) == [4, 8]
+    assert budgets_of("greedy", (1, 2), 4) == [1]
     (first, *_) = run_method(world, "smc", jax.random.key(0), world.problems, 4)
     assert len(first.texts) == 4
+
+
+def test_a_sampler_that_cannot_use_the_particles_of_an_island_is_named():
+    plan = make_plan(["dvts"], [12], 1)
+    check_budgets(plan, 5)
+    with pytest.raises(ConfigurationError, match="DVTS cannot run at N = 12"):
+        check_budgets(plan, 5, num_islands=2)
+
+
+def test_the_first_rollouts_of_islands_cost_the_prompts_that_they_read():
+    numbers = np.arange(4)
+    costs = SlotCosts(numbers, numbers, 1.0 * numbers, 2.0 * numbers, 10, 100.0, 7.0)
+    joined = join_slots([costs, costs])
+    for count, prompts in ((1, 1), (4, 1), (5, 2), (8, 2)):
+        ledger = ledger_of_first(joined, count, 0.0)
+        slots = np.concatenate([numbers, numbers])[:count].sum()
+        assert ledger.reward_tokens == 10 * prompts + slots
+        assert ledger.flops == 107.0 * prompts + 3.0 * slots
+    assert join_slots([costs, None]) is None
+
+
+def test_a_pilot_is_not_divided():
+    world = fake_world(3).with_islands(4)
+    _, pilot = measure_length(world, 2)
+    assert world.engine.calls[0][2:] == (2, [0, 2])
+    assert pilot

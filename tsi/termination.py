@@ -61,7 +61,7 @@ def record_stop_of_group() -> None:
 
     Its own request may follow, and does not count as a second one.
     """
-    if not is_stop_requested():
+    if _request.depth and not is_stop_requested():
         _request.signals, _request.by_group = 1, True
 
 

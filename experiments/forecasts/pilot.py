@@ -85,9 +85,11 @@ def run_pilot(world: World, num_problems: int) -> Pilot:
     places = np.linspace(0, len(world.problems) - 1, number).round().astype(int)
     problems = [world.problems[place] for place in places]
     start = time.perf_counter()
+    # A pilot has too few rollouts to be divided.
+    undivided_world = world._replace(num_islands=1)
     try:
         results = run_method(
-            world, METHOD, jax.random.key(PILOT_SEED), problems, ROLLOUTS
+            undivided_world, METHOD, jax.random.key(PILOT_SEED), problems, ROLLOUTS
         )
     except ProblemError as error:
         # The run itself names problems that fail; lengths come from the others.

@@ -215,9 +215,16 @@ def particles_per_run(name: str, num_particles: int, num_islands: int) -> int:
     return num_particles
 
 
-def budgets_of(name: str, budgets: Iterable[int]) -> list[int]:
-    """The budgets at which a method is run: 1 for greedy, from `min_particles`."""
+def budgets_of(name: str, budgets: Iterable[int], num_islands: int = 1) -> list[int]:
+    """The budgets at which a method is run: 1 for greedy, from `min_particles`.
+
+    Args:
+        name: of a method.
+        budgets: of the plan.
+        num_islands: islands, each of which has at least `min_particles`.
+    """
     method = get_method(name)
     if method.is_deterministic:
         return [1]
-    return sorted({budget for budget in budgets if budget >= method.min_particles})
+    smallest = method.min_particles * (num_islands if method.is_divisible else 1)
+    return sorted({budget for budget in budgets if budget >= smallest})

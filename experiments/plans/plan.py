@@ -105,22 +105,32 @@ def make_plan(
     return ExperimentPlan(names, tuple(sorted(set(budgets))), num_seeds)
 
 
-def check_budgets(plan: ExperimentPlan, max_steps: int) -> None:
+def check_budgets(plan: ExperimentPlan, max_steps: int, num_islands: int = 1) -> None:
     """Refuse budgets that a method cannot use, before any work.
+
+    Args:
+        plan: methods and budgets.
+        max_steps: of a solution.
+        num_islands: islands among which particles are divided.
 
     Raises:
         ConfigurationError: a method cannot use one of the plan's budgets.
     """
     for name in plan.methods:
         sampler = sampler_of(name, max_steps)
-        for budget in budgets_of(name, plan.budgets):
+        budgets = budgets_of(name, plan.budgets, num_islands)
+        if get_method(name).never_resamples:
+            # Smaller budgets are subsets of the largest.
+            budgets = budgets[-1:]
+        for budget in budgets:
             try:
+                size = particles_per_run(name, budget, num_islands)
                 if isinstance(sampler, Explorer):
-                    sampler.plan(budget, max_steps)
+                    sampler.plan(size, max_steps)
                 else:
                     # Without arrays: a budget that cannot fit is refused later.
                     jax.eval_shape(
-                        lambda key, init=sampler.init, n=budget: init(key, n),
+                        lambda key, init=sampler.init, n=size: init(key, n),
                         jax.random.key(0),
                     )
             except ConfigurationError as error:
@@ -158,7 +168,10 @@ def batches(plan: ExperimentPlan, world: World) -> Iterator[Batch]:
             method = get_method(name)
             if name in shared_methods or (method.is_deterministic and seed > 0):
                 continue
-            runs += [(name, n, [(name, n)]) for n in budgets_of(name, plan.budgets)]
+            runs += [
+                (name, n, [(name, n)])
+                for n in budgets_of(name, plan.budgets, world.num_islands)
+            ]
         for source, num_particles, outcomes in runs:
             at_once = max_problems(world, source, num_particles)
             size = max(1, len(problems))

@@ -26,8 +26,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
-from tsi.engine.agreement import is_computing
 from tsi.errors import ConfigurationError, LostProcessError, ProcessError, Stopped
+from tsi.models.exchange import is_waiting
 from tsi.models.files import format_path
 from tsi.termination import is_stop_requested, stop_with_group
 
@@ -44,8 +44,8 @@ EXIT_TIMEOUT = 20.0
 
 
 PARTNER_TIMEOUT = 60.0
-"""Seconds for which a process computes on when one with a part of its model has ended.
-It cannot go on; its program may wait forever."""
+"""Seconds after which a process ends that waits for a process with a part of its model,
+if that one has ended."""
 
 
 PARTNER_WAIT = 5.0
@@ -121,7 +121,7 @@ class Group:
         return self.index == 0
 
     def hold_together(self, processes_per_model: int) -> None:
-        """Let every so many consecutive processes hold one model and share its work.
+        """Let groups of consecutive processes hold one model each and share its work.
 
         Raises:
             ConfigurationError: the number of processes is not a multiple of it.
@@ -328,7 +328,7 @@ class Group:
                 if is_over and not is_stopping:
                     is_stopping = True
                     self._stop_main()
-                if partner is None or not is_computing():
+                if partner is None or not is_waiting():
                     lost_time = time.monotonic()
                 elif time.monotonic() - lost_time > PARTNER_TIMEOUT:
                     _exit_without(partner)

@@ -75,7 +75,7 @@ def run_plan(
         Stopped: a signal came; the rows of finished problems are written.
     """
     check_ids(world.problems)
-    check_budgets(plan, world.max_steps)
+    check_budgets(plan, world.max_steps, world.num_islands)
     for batch in batches(plan, world._replace(problems=world.problems[:1])):
         method = sampler_of(batch.source, world.max_steps)
         size = particles_per_run(batch.source, batch.num_particles, world.num_islands)

@@ -172,6 +172,8 @@ def embedded_world(
         settings["split"] = split
     if weights is not None:
         settings["weights"] = weights
+    if attention != "plain":
+        settings["attention"] = attention
     if template_switches:
         settings["template_switches"] = dict(template_switches)
     return task_world(

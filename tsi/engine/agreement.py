@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from tsi.engine.interruption import StopEvent, hold_signals
 from tsi.errors import ProcessError, RewardError, Stopped, TsiError
-from tsi.models.exchange import is_first, largest, message_of_first
+from tsi.models.exchange import is_first, largest, message_of_first, waiting
 from tsi.models.partition import spans_processes
 from tsi.termination import record_stop_of_group
 from tsi.weights import weight_dtype
@@ -89,6 +89,9 @@ def stop_together(mesh: Mesh | None) -> Iterator[Callable[[], None]]:
                 raise Stopped(stop.number)
 
         yield check
+        # A signal may have come after the last agreement.
+        if stop.is_set():
+            raise Stopped(stop.number)
 
 
 def scores_of_first(mesh: Mesh | None, score: Callable[[], Scores]) -> Scores:
@@ -144,29 +147,15 @@ def _name(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-class _Work:
-    """Whether this process is computing with the devices of others."""
-
-    is_running = False
-
-
-def is_computing() -> bool:
-    """Whether this process may be waiting for a process with parts of its model."""
-    return _Work.is_running
-
-
-def count_as_computing(items: Iterator[T], mesh: Mesh | None) -> Iterator[T]:
-    """The same items; :func:`is_computing` is true while the next one is computed."""
+def count_as_waiting(items: Iterator[T], mesh: Mesh | None) -> Iterator[T]:
+    """The same items, each computed within :func:`tsi.models.exchange.waiting`."""
     if mesh is None or not spans_processes(mesh):
         yield from items
         return
     end = object()
     while True:
-        _Work.is_running = True
-        try:
+        with waiting():
             item = next(items, end)
-        finally:
-            _Work.is_running = False
         if item is end:
             return
         yield item  # type: ignore[misc]

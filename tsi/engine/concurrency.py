@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tsi.engine.agreement import SharedStop
 from tsi.engine.ended_problems import EndedProblem, FailedProblem
-from tsi.engine.interruption import StopEvent, defer_interrupts, held_stop
+from tsi.engine.interruption import StopEvent, defer_interrupts, innermost_stop
 from tsi.errors import Stopped
 from tsi.models.partition import spans_processes
 
@@ -66,12 +66,12 @@ def _run_together(
     Signals are also held while the caller uses a problem, since an exception there
     would end this process only.
     """
-    stop = held_stop()
+    stop = innermost_stop()
     shared = SharedStop(stop, mesh, fingerprint)
     ended_problems: Any = run(shared)
     with defer_interrupts(stop), contextlib.closing(ended_problems):
         yield from ended_problems
-        if shared.is_set():
+        if shared.is_set() or stop.is_set():
             raise Stopped(stop.number)
 
 

@@ -27,7 +27,7 @@ from tsi.decoding.repetition import check_penalty
 from tsi.decoding.token_draws import check_temperatures
 from tsi.decoding.truncation import Truncation
 from tsi.decoding.vocabularies import check_rows
-from tsi.engine.agreement import count_as_computing
+from tsi.engine.agreement import count_as_waiting
 from tsi.engine.base import BaseEngine
 from tsi.engine.engine_run import EngineRun
 from tsi.engine.lane import Lane
@@ -185,7 +185,7 @@ class Engine(BaseEngine):
             raise UnknownNameError("attention", attention, ("plain", "kernel"))
         by_kernel = attention == "kernel"
         if by_kernel:
-            check_kernel(policy.config, mesh)
+            check_kernel(policy.config, mesh, cache_dtype, policy.trunk.dtype)
         self._programs = [
             Programs(target, part, by_kernel=by_kernel) for part in self._parts
         ]
@@ -379,7 +379,7 @@ class Engine(BaseEngine):
             )
             record(report)
 
-        return count_as_computing(_results(run, record_report, weights), self.mesh)
+        return count_as_waiting(_results(run, record_report, weights), self.mesh)
 
     def _params(
         self,

@@ -58,24 +58,24 @@ def defer_interrupts(stop: StopEvent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-_held: list[StopEvent] = []
+_stops: list[StopEvent] = []
 
 
 @contextlib.contextmanager
 def hold_signals() -> Iterator[StopEvent]:
-    """A context where a first signal only sets an event, which runs within it obey."""
+    """A context where a first signal only sets an event, which runs in it use."""
     stop = StopEvent()
     with defer_interrupts(stop):
-        _held.append(stop)
+        _stops.append(stop)
         try:
             yield stop
         finally:
-            _held.pop()
+            _stops.pop()
 
 
-def held_stop() -> StopEvent:
+def innermost_stop() -> StopEvent:
     """The event of the innermost `hold_signals`, or a new one."""
-    return _held[-1] if _held else StopEvent()
+    return _stops[-1] if _stops else StopEvent()
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from tsi.step_keys import AnyKey
 
 def island_id(problem_id: int | str, island: int) -> str:
     """The id under which an island of a problem runs, and from which its keys come."""
-    return f"{problem_id}/island {island}"
+    return f"{problem_id!r}/island {island}"
 
 
 def island_size(num_particles: int, num_islands: int) -> int:
@@ -78,6 +78,8 @@ def stream_islands(
             ended.
     """
     size = island_size(num_particles, num_islands)
+    if num_islands == 1:
+        return engine.stream(sampler, key, problems, num_particles, **options)
     check_ids(problems)
     islands = [
         problem._replace(id=island_id(problem.id, i))
@@ -97,20 +99,20 @@ def _merge(
         for problem in problems
         for i in range(num_islands)
     }
-    ended: dict[int | str, dict[int, Result]] = {}
+    results_by_id: dict[int | str, dict[int, Result]] = {}
     try:
         for result in stream:
             id, island = problem_of[str(result.problem_id)]
-            islands = ended.setdefault(id, {})
+            islands = results_by_id.setdefault(id, {})
             islands[island] = result._replace(problem_id=id)
             if len(islands) == num_islands:
-                del ended[id]
+                del results_by_id[id]
                 yield merge_rounds([islands[i] for i in range(num_islands)])
     except ProblemError as error:
-        raise _by_problem(error, problem_of) from error
+        raise _name_problems(error, problem_of) from error
 
 
-def _by_problem(
+def _name_problems(
     error: ProblemError, problem_of: dict[str, tuple[int | str, int]]
 ) -> ProblemError:
     """The errors of islands, as errors of their problems."""

@@ -103,12 +103,15 @@ class Lane(ProblemLoop):
         self.writers: Any = None
         self.queue: collections.deque[int] = collections.deque()
         self.cache = CacheBytes()
-        inputs = jax.tree.leaves((prompts, questions, ids))
-        self._inputs = functools.reduce(hash_array, inputs, 0) >> 2
+        self._inputs = prompts, questions, ids
+
+    @functools.cached_property
+    def _hash_of_inputs(self) -> int:
+        return functools.reduce(hash_array, jax.tree.leaves(self._inputs), 0) >> 2
 
     def fingerprint(self) -> int:
         """See :class:`ProblemLoop`; the prompts are a part of it."""
-        return super().fingerprint() ^ self._inputs
+        return super().fingerprint() ^ self._hash_of_inputs
 
     def report(self) -> Report:
         """What has been done so far."""

@@ -52,6 +52,8 @@ class SlotCosts(NamedTuple):
             problem.
         sent_tokens, cached_tokens, retokenized_steps: as in `Ledger`, per slot; None if
             the policy is in this process.
+        slots_per_prompt: number of slots of each of several runs that are put together,
+            each of which has read the prompt; None for one run.
     """
 
     generated_tokens: Int[np.ndarray, "N"]
@@ -64,6 +66,12 @@ class SlotCosts(NamedTuple):
     sent_tokens: Int[np.ndarray, "N"] | None = None
     cached_tokens: Int[np.ndarray, "N"] | None = None
     retokenized_steps: Int[np.ndarray, "N"] | None = None
+    slots_per_prompt: int | None = None
+
+    def num_prompts(self, num_slots: int) -> int:
+        """How often the first `num_slots` slots have read the prompt."""
+        each = self.slots_per_prompt
+        return 1 if each is None else -(-num_slots // each)
 
 
 def ledger_of_first(
@@ -77,9 +85,12 @@ def ledger_of_first(
         seconds: wall-clock time, which cannot be derived from the slots.
         reads_reward: False for a method that does not use the reward.
     """
-    flops = slots.prompt_flops + slots.flops[:num_slots].sum()
-    reward_tokens = slots.prompt_reward_tokens + slots.reward_tokens[:num_slots].sum()
-    reward_flops = slots.prompt_reward_flops + slots.reward_flops[:num_slots].sum()
+    prompts = slots.num_prompts(num_slots)
+    flops = prompts * slots.prompt_flops + slots.flops[:num_slots].sum()
+    reward_tokens = slots.reward_tokens[:num_slots].sum()
+    reward_tokens += prompts * slots.prompt_reward_tokens
+    reward_flops = slots.reward_flops[:num_slots].sum()
+    reward_flops += prompts * slots.prompt_reward_flops
     return Ledger(
         rollouts=num_slots,
         generated_tokens=int(slots.generated_tokens[:num_slots].sum()),
@@ -110,8 +121,11 @@ def join_slots(runs: Sequence[SlotCosts | None]) -> SlotCosts | None:
     def join(parts: tuple[Any, ...]) -> Any:
         if any(part is None for part in parts):
             return None
+        # The prompt is the same in all runs.
         is_by_slot = isinstance(parts[0], np.ndarray)
-        return np.concatenate(parts) if is_by_slot else sum(parts)
+        return np.concatenate(parts) if is_by_slot else parts[0]
 
-    columns: Any = zip(*(run for run in runs if run is not None), strict=True)
-    return SlotCosts(*map(join, columns))
+    known_runs = [run for run in runs if run is not None]
+    columns: Any = zip(*known_runs, strict=True)
+    each = len(known_runs[0].generated_tokens)
+    return SlotCosts(*map(join, columns))._replace(slots_per_prompt=each)
