@@ -57,10 +57,13 @@ def check_kernel(
     elif config.attention_softcap is not None:
         reason = "the model caps its attention scores"
     elif config.head_width < MIN_BLOCK or not is_power_of_two(config.head_width):
-        reason = f"its heads must have a power of two, not {config.head_width}"
+        reason = (
+            f"the width of the heads is {config.head_width}, and must be a power of "
+            f"two from {MIN_BLOCK} on"
+        )
     if reason:
         raise ConfigurationError(
-            f"Attention by a kernel is not possible: {reason}. Use attention='plain'."
+            f"Attention by a kernel is not possible: {reason}. Leave out attention (--attention)."
         )
 
 

@@ -141,7 +141,7 @@ def test_what_the_kernel_cannot_do_is_refused(monkeypatch):
     narrow, _ = tiny.models()
     window = SlidingWindow(4, tiny.config().rope, (True, False))
     changes = {
-        "power of two, not 8": narrow.config,
+        "width of the heads is 8": narrow.config,
         "window of positions": tiny.config(head_width=16, sliding_window=window),
         "caps its attention": tiny.config(head_width=16, attention_softcap=30.0),
     }
