@@ -63,7 +63,8 @@ def check_kernel(
         )
     if reason:
         raise ConfigurationError(
-            f"Attention by a kernel is not possible: {reason}. Leave out attention (--attention)."
+            f"Attention by a kernel is not possible: {reason}. Leave out attention "
+            "(--attention)."
         )
 
 
