@@ -3,8 +3,7 @@
 The plain path reads all positions of a slot, filled or not, and stores the scores.
 JAX's kernel for GPUs (``pallas.ops.gpu.decode_attention``) reads the filled positions
 only, in blocks, and keeps the scores on the chip. Its keys are in the order of
-positions.
-On a CPU it runs in Pallas's interpreter, which is slow and exists for tests.
+positions. On a CPU it runs in Pallas's interpreter, which is slow and exists for tests.
 
 The interpreter and the translation for CUDA have been tested. The kernel has not been
 run on a GPU.
@@ -85,7 +84,7 @@ def splits_of(size: int) -> int:
     return max(n for n in range(1, MAX_SPLITS + 1) if blocks % n == 0)
 
 
-def attend_to_filled(
+def attend_first_positions(
     queries: Float[Array, "R K G h"],
     keys: Float[Array, "R K S h"],
     values: Float[Array, "R K S h"],

@@ -17,18 +17,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from tsi.models.attention import ByLayer, Segment, View, attend, view_segment
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import (
-    ByLayer,
-    GatedFeedForward,
-    Linear,
-    RMSNorm,
-    Segment,
-    View,
-    attend,
-    product_in_float32,
-    view_segment,
-)
+from tsi.models.layers import GatedFeedForward, Linear, RMSNorm, product_in_float32
 from tsi.models.rotary import Rope, check_length, inverse_frequencies, rotate
 
 
@@ -50,7 +41,7 @@ class Geometry(NamedTuple):
             in all layers (see :attr:`tsi.models.rotary.Rope.attention`).
         valid: False at padding of the chunk.
         window: how many positions a query attends to; None for all.
-        views: :func:`tsi.models.layers.view_segment` of each segment.
+        views: :func:`tsi.models.attention.view_segment` of each segment.
     """
 
     positions: Int[Array, "R Q"]
@@ -62,7 +53,7 @@ class Geometry(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Projections around :func:`tsi.models.layers.attend`."""
+    """Projections around :func:`tsi.models.attention.attend`."""
 
     def __init__(
         self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike

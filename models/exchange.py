@@ -71,28 +71,29 @@ def is_first(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].process_index == jax.process_index()
 
 
+def lost_process(error: Exception) -> LostProcessError:
+    """The error of a process whose collective has failed."""
+    line = (str(error).splitlines() or [""])[0] or repr(error)
+    return LostProcessError(
+        f"A process that has a part of the model has died or failed ({line}). What was "
+        "written is kept: run the same command again."
+    )
+
+
 def _max_over_devices(mesh: Mesh, own: Any) -> Any:
     """The maximum of one row per process, on the host."""
     flat = Mesh(mesh.devices.reshape(-1), ("all",))
     with waiting():
         maximum = _maximum(flat)
-        return _call(maximum, flat, own)
-
-
-def _call(maximum: Any, flat: Mesh, own: Any) -> Any:
-    rows = jax.make_array_from_callback(
-        (flat.size, own.shape[1]),
-        NamedSharding(flat, PartitionSpec("all")),
-        lambda index: own,
-    )
-    try:
-        return np.asarray(maximum(rows))
-    except (RuntimeError, ValueError) as error:
-        raise LostProcessError(
-            "A process that has a part of the model has died or failed "
-            f"({(str(error).splitlines() or [''])[0]}). What was written is kept: run "
-            "the same command again."
-        ) from error
+        rows = jax.make_array_from_callback(
+            (mesh.size, own.shape[1]),
+            NamedSharding(flat, PartitionSpec("all")),
+            lambda index: own,
+        )
+        try:
+            return np.asarray(maximum(rows))
+        except (RuntimeError, ValueError) as error:
+            raise lost_process(error) from error
 
 
 @functools.cache

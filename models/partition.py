@@ -9,7 +9,7 @@ feed-forward layer's output are whole too, because they are added after the sum.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import numpy as np
@@ -123,8 +123,8 @@ def processes_of(mesh: Mesh | None) -> int:
     return len({device.process_index for device in mesh.devices.flat})
 
 
-def spans_processes(mesh: Mesh) -> bool:
-    """Whether a mesh has devices of several processes."""
+def spans_processes(mesh: Mesh | None) -> TypeGuard[Mesh]:
+    """Whether a mesh has devices of several processes; None is one device."""
     return processes_of(mesh) > 1
 
 

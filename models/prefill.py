@@ -2,7 +2,7 @@
 
 A prompt of up to `CHUNK` positions is read in one chunk. A longer one is read chunk by
 chunk. Each chunk attends to the keys and values of those before it block by block
-(:func:`tsi.models.layers.attend_in_blocks`), so memory holds the scores of one chunk
+(:func:`tsi.models.attention.attend_in_blocks`), so memory holds the scores of one chunk
 against one block. No logits are computed, because the last token of a prompt is read
 together with the first token that is drawn. The loop ends with the longest prompt of
 the batch, not with the width of the array.
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from tsi.models.attention import KEYS_AT_ONCE, Segment
 from tsi.models.decoder import KeyValues, Trunk, positions_of
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import KEYS_AT_ONCE, Segment
 
 CHUNK = 512
 """Positions of each prompt that are read at a time."""

@@ -15,10 +15,10 @@ from tsi import samplers
 from tsi.engine.engine import Engine
 from tsi.errors import ConfigurationError
 from tsi.models import decode_kernel
-from tsi.models.decode_kernel import attend_to_filled, block_of, splits_of
+from tsi.models.attention import View, attend_part
+from tsi.models.decode_kernel import attend_first_positions, block_of, splits_of
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import SlidingWindow
-from tsi.models.layers import View, attend_part
 from tsi.models.partition import make_mesh
 
 KEY = jax.random.key(2)
@@ -48,7 +48,7 @@ def test_the_kernel_gives_what_plain_operations_give(
     lengths = rng.integers(1, size, rows)
     lengths[:2] = 0, size
     lengths = jnp.asarray(lengths, jnp.int32)
-    peak, total, mixed = jax.jit(attend_to_filled)(queries, keys, values, lengths)
+    peak, total, mixed = jax.jit(attend_first_positions)(queries, keys, values, lengths)
     mask = (jnp.arange(size) < lengths[:, None])[:, None, None, None, None, :]
     plain = attend_part(queries[:, None], jnp.swapaxes(keys, 2, 3), values, View(mask))
     tolerance = 2e-6 if dtype == "float32" else 2e-2
@@ -86,7 +86,7 @@ def test_the_kernel_is_lowered_for_a_gpu(monkeypatch, heads, group, width, size,
 
     target = "__gpu$xla.gpu.triton"
     exported = export.export(
-        jax.jit(attend_to_filled),
+        jax.jit(attend_first_positions),
         platforms=["cuda"],
         disabled_checks=[export.DisabledSafetyCheck.custom_call(target)],
     )(
@@ -115,10 +115,13 @@ def engine(**changes):
 @pytest.mark.parametrize("name", ["smc", "mcts"])
 def test_samples_are_those_of_plain_attention(name, monkeypatch):
     sizes = []
-    monkeypatch.setattr(
-        "tsi.models.layers.attend_to_filled",
-        lambda *arrays: sizes.append(arrays[1].shape) or attend_to_filled(*arrays),
-    )
+    name_in_use = "tsi.models.attention.attend_first_positions"
+
+    def watch(queries, keys, *rest):
+        sizes.append(keys.shape)
+        return attend_first_positions(queries, keys, *rest)
+
+    monkeypatch.setattr(name_in_use, watch)
     results = []
     for attention in ("plain", "kernel"):
         assert not sizes

@@ -28,7 +28,6 @@ from tsi.experiments.rows.results import read_rows
 from tsi.experiments.scaling.scale import run_plan
 from tsi.models.partition import make_mesh
 from tsi.problem import Problem
-from tsi.reasoning.particles import ReasoningParams
 from tsi.results.ledger import SlotCosts, join_slots, ledger_of_first
 from tsi.results.rounds import merge_rounds
 
@@ -92,22 +91,15 @@ def test_islands_are_runs_of_their_own_that_are_merged(name):
 
 @pytest.mark.long
 def test_evidence_and_posterior_of_islands_equal_enumeration():
-    vocabulary, tokens = 3, 4
-    policy, reward = tiny.models(vocabulary, sharpness=2.0)
-    target = tiny.target(
-        boundary=tiny.boundary(vocabulary, b"a"),
-        max_step_tokens=2,
-        max_tokens=tokens,
-        max_steps=tokens,
-        log_truncation=0.0,
+    target, params = test_reasoning.enumerable(0.0)
+    everything = test_reasoning.enumerate_texts(
+        target, params, test_reasoning.VOCABULARY
     )
-    prompts: object = tiny.prompts("ab")
-    params = ReasoningParams(policy, reward, prompts, jax.numpy.float32(1.0))
-    everything = test_reasoning.enumerate_texts(target, params, vocabulary)
     masses = {text: np.exp(p + odds) for text, p, odds, _ in everything}
     evidence = sum(masses.values())
     likely = max(masses, key=lambda text: masses[text])
-    engine = Engine(target, policy, reward, encode=tiny.encode, decode=tiny.decode)
+    models = params.policy, params.reward_model
+    engine = Engine(target, *models, encode=tiny.encode, decode=tiny.decode)
     problems = [Problem(i, "ab", "") for i in range(600)]
     results = on_islands(engine, problems, 32, 2)
     weights = np.exp([r.log_evidence for r in results])[:, None] * np.exp(

@@ -44,7 +44,7 @@ def start(several, devices, **settings):
     ]
 
 
-def printed(processes):
+def read_output(processes):
     """The lines that each process has printed, after they have ended well."""
     told = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
@@ -61,7 +61,7 @@ def numbers_in(out):
 @pytest.mark.parametrize("devices", [1, 2])
 def test_samples_are_those_of_one_device(several, devices):
     names = list(divided.CASES) if devices == 1 else ["tokens", "text"]
-    first, second = printed(start(several, devices, cases=names))
+    first, second = read_output(start(several, devices, cases=names))
     # The second process knows of errors of the first only their texts.
     assert first == second
     for name, found in zip(names, first, strict=True):
@@ -110,7 +110,7 @@ def test_a_process_ends_with_the_one_that_has_the_rest_of_its_model(
 @pytest.mark.slow
 def test_a_process_may_load_its_models_much_later_than_another(several):
     # JAX's own limit for the first collective is 30 seconds.
-    first, second = printed(start(several, 1, cases=["function"], late=45.0))
+    first, second = read_output(start(several, 1, cases=["function"], late=45.0))
     assert first == second
 
 

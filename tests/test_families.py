@@ -18,9 +18,9 @@ from small_checkpoints import small_model
 from small_families import READ, WRITTEN
 
 from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.models.attention import Routes, Segment
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Routes, Segment
 
 LENGTH, STEP = 24, 3
 CAPACITY = LENGTH - 5 + 2 * STEP

@@ -8,9 +8,9 @@ from flax import nnx
 from tiny_language import config
 
 from tsi.errors import CheckpointError
+from tsi.models.attention import Segment
 from tsi.models.decoder import LanguageModel, RewardModel, positions_of
 from tsi.models.families.llama import config_from_hf, config_to_hf
-from tsi.models.layers import Segment
 from tsi.models.rotary import Llama3Scaling, Rope, inverse_frequencies
 
 LLAMA3 = Llama3Scaling(8.0, 1.0, 4.0, 8192.0)

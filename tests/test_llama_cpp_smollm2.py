@@ -44,9 +44,9 @@ from small_checkpoints import permute
 from test_llama_cpp import converted, theirs
 
 from tsi.decoding.decode_step import empty_key_values
+from tsi.models.attention import Segment
 from tsi.models.decoder import KeyValues
 from tsi.models.gguf.file import read_header
-from tsi.models.layers import Segment
 from tsi.models.loading import catalogue
 from tsi.models.loading.checkpoint import load
 from tsi.models.loading.load_tokenizer import load_tokenizer

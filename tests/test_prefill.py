@@ -17,10 +17,10 @@ from tsi.engine.prompt_reader import PromptReader
 from tsi.engine.sizing import memory as memory_module
 from tsi.engine.sizing import sizes as sizes_module
 from tsi.errors import ConfigurationError
-from tsi.models import layers
+from tsi.models import attention
+from tsi.models.attention import View, attend_in_blocks, attend_part
 from tsi.models.decoder import LanguageModel, positions_of
 from tsi.models.decoder_config import SlidingWindow
-from tsi.models.layers import View, attend_in_blocks, attend_part
 from tsi.models.prefill import prefill_bytes, read_prompts
 from tsi.models.rotary import Rope
 from tsi.reasoning import target as reasoning
@@ -125,7 +125,7 @@ def test_short_prompts_compile_to_one_pass():
 
 @pytest.mark.parametrize("size", [1024, 1500])
 def test_attention_in_blocks_is_attention(monkeypatch, size):
-    monkeypatch.setattr(layers, "KEYS_AT_ONCE", 256)
+    monkeypatch.setattr(attention, "KEYS_AT_ONCE", 256)
     keys = jax.random.split(jax.random.key(0), 4)
     queries = jax.random.normal(keys[0], (4, 3, 2, 2, 8))
     cached = (

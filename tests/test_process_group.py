@@ -15,6 +15,7 @@ from tsi.experiments.plans.plan import make_plan
 from tsi.experiments.processes import process_group
 from tsi.experiments.processes.process_group import Group
 from tsi.experiments.scaling.scale import run_plan
+from tsi.models.exchange import waiting
 from tsi.termination import raise_on_sigterm
 
 
@@ -293,3 +294,54 @@ def test_a_process_that_stops_with_another_still_gives_signs_of_life(pair):
         # That of the scheduler, a little later.
         os.kill(os.getpid(), signal.SIGTERM)
         first.leave()
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """The partners for which a process of a model would have ended at once."""
+    found = []
+    monkeypatch.setattr(process_group, "_exit_without", found.append)
+    monkeypatch.setattr(process_group, "PARTNER_TIMEOUT", 0.1)
+    monkeypatch.setattr(Group, "_stop_main", lambda self: None)
+    return found
+
+
+@pytest.mark.parametrize("ends", ["fails", "is silent"])
+def test_a_process_ends_that_waits_for_a_lost_partner(quick, exits, ends):
+    store = FakeStore()
+    first = Group(0, 2, store, beat_timeout=0.1 if ends == "is silent" else 5.0)
+    first.hold_together(2)
+    if ends == "fails":
+        Group(1, 2, store).leave(OSError("the disk is full"))
+    # It may still write what it has.
+    time.sleep(0.4)
+    assert not exits
+    with waiting():
+        wait_for(lambda: exits)
+    assert set(exits) == {1}
+    first.leave()
+
+
+def test_a_process_does_not_end_with_one_of_another_model(quick, exits):
+    store = FakeStore()
+    first = Group(0, 4, store, beat_timeout=5.0)
+    first.hold_together(2)
+    Group(2, 4, store).leave(OSError("the disk is full"))
+    with waiting():
+        time.sleep(0.4)
+    assert not exits
+    first.leave()
+
+
+def test_a_failed_partner_explains_why_a_process_has_lost_it(quick):
+    store, lost = FakeStore(), LostProcessError("It is gone.")
+    first = Group(0, 2, store, beat_timeout=5.0)
+    first.hold_together(2)
+    Group(1, 2, store).leave(OSError("the disk is full"))
+    reason = first.reason(lost)
+    assert not isinstance(reason, LostProcessError)
+    assert str(reason) == "Process 1 has failed: the disk is full."
+    alone = Group(0, 2, FakeStore(), beat_timeout=5.0)
+    assert alone.reason(lost) is lost
+    for group in (first, alone):
+        group.leave()

@@ -95,6 +95,9 @@ def test_costs_stay_with_the_slot_that_spent_them():
     np.testing.assert_array_equal(forked.cost.generated, particles.lengths)
 
 
+VOCABULARY = 3
+
+
 def enumerate_texts(target, params, vocabulary):
     """Every solution of up to max_tokens tokens: text, log p, log-odds, truncated."""
     texts = []
@@ -107,22 +110,26 @@ def enumerate_texts(target, params, vocabulary):
     return list(zip(map(tuple, texts), log_prob, log_odds, cut, strict=True))
 
 
+def enumerable(log_truncation):
+    """A target and models whose solutions of up to four tokens can be enumerated."""
+    target = tiny.target(
+        boundary=tiny.boundary(VOCABULARY, b"a"),
+        max_step_tokens=2,
+        max_tokens=4,
+        max_steps=4,
+        log_truncation=log_truncation,
+    )
+    models = tiny.models(VOCABULARY, sharpness=2.0)
+    return target, ReasoningParams(*models, tiny.prompts("ab"), jnp.float32(1.0))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "log_truncation", [0.0, pytest.param(-np.inf, marks=pytest.mark.slow)]
 )
 def test_particle_estimates_equal_enumeration_of_a_language_model(log_truncation):
-    vocabulary, tokens = 3, 4
-    policy, reward = tiny.models(vocabulary, sharpness=2.0)
-    target = tiny.target(
-        boundary=tiny.boundary(vocabulary, b"a"),
-        max_step_tokens=2,
-        max_tokens=tokens,
-        max_steps=tokens,
-        log_truncation=log_truncation,
-    )
-    params = ReasoningParams(policy, reward, tiny.prompts("ab"), jnp.float32(1.0))
-    everything = enumerate_texts(target, params, vocabulary)
+    target, params = enumerable(log_truncation)
+    everything = enumerate_texts(target, params, VOCABULARY)
     assert sum(np.exp(p) for _, p, _, _ in everything) == pytest.approx(1.0, abs=1e-4)
     # p(x) r/(1-r) of whole texts: the target of SMC with telescoping weights.
     masses = {
@@ -145,7 +152,7 @@ def test_particle_estimates_equal_enumeration_of_a_language_model(log_truncation
     assert error < 0.02 * evidence
     likely = max(masses, key=lambda text: masses[text])
     rows = np.asarray(runs.particles.tokens)
-    padded = np.zeros(tokens, int)
+    padded = np.zeros(target.max_tokens, int)
     padded[: len(likely)] = likely
     hits = (rows == padded).all(-1) & (
         np.asarray(runs.particles.lengths) == len(likely)

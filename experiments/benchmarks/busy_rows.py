@@ -24,8 +24,8 @@ from tsi.experiments.benchmarks.ceilings import Ceilings, measure_ceilings
 from tsi.experiments.benchmarks.loading import peak_bytes
 from tsi.experiments.command import exit_code
 from tsi.loading.model_checks import load_model
+from tsi.models.attention import Segment
 from tsi.models.decoder import KeyValues, LanguageModel
-from tsi.models.layers import Segment
 from tsi.models.loading.download import get
 
 

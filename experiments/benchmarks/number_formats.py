@@ -20,8 +20,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from tsi.decoding.categorical import categorical
 from tsi.experiments.command import exit_code
+from tsi.models.attention import Segment
 from tsi.models.decoder import KeyValues, LanguageModel, with_cache_dtype
-from tsi.models.layers import Segment
 from tsi.models.loading.checkpoint import load
 from tsi.models.loading.download import get
 from tsi.models.loading.load_tokenizer import load_tokenizer

@@ -36,7 +36,7 @@ from tsi.experiments.scaling.chunks import Chunks
 from tsi.experiments.scaling.plan_check import check_problems, print_plan_change
 from tsi.experiments.scaling.progress import Progress
 from tsi.experiments.worlds.world import World
-from tsi.models.partition import processes_of
+from tsi.models.partition import processes_of, spans_processes
 from tsi.problem_ids import check_ids
 
 
@@ -94,7 +94,7 @@ def run_plan(
     ):
         group.hold_together(processes_of(world.engine.mesh))
         group.agree(facts_of(plan, world, path, keep, continue_anyway))
-        if processes_of(world.engine.mesh) > 1:
+        if spans_processes(world.engine.mesh):
             check_rows_found(group, path, results.rows)
         check_problems(path, results.rows, world.problems)
         if group.is_first:
@@ -105,13 +105,12 @@ def run_plan(
         share = group.share(sort_problems(world.problems))
         share_world = world._replace(problems=share)
         failures = _run_batches(plan, share_world, writer, progress and group.is_first)
-        # What failed is the same in all processes of a model.
-        reported_failures = failures if group.writes else {}
         if not group.is_first:
             results.close()
             if particles is not None:
                 particles.close()
-        remote_failure = _wait_for_others(group, reported_failures)
+        # What failed is the same in all processes of a model.
+        remote_failure = _wait_for_others(group, failures if group.writes else {})
         if failures:
             raise ProblemError(failures)
         if remote_failure is not None:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
+from tsi.models.attention import Segment
 from tsi.models.decoder import KeyValues
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Segment
 
 
 class Suffix(NamedTuple):

@@ -22,9 +22,9 @@ from tsi.decoding.forced_end import (
 from tsi.decoding.repetition import penalise
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.decoding.token_draws import Temperatures, sample_among, sample_token
+from tsi.models.attention import Segment
 from tsi.models.decoder import KeyValues, LanguageModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Segment
 from tsi.step_keys import AnyKey, typed_key
 from tsi.weights import weight_dtype
 

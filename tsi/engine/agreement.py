@@ -78,7 +78,7 @@ def stop_together(mesh: Mesh | None) -> Iterator[Callable[[], None]]:
         A function that raises `Stopped` if a signal has come to any of the processes,
         all of which must call it.
     """
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         yield lambda: None
         return
     with hold_signals() as stop:
@@ -104,7 +104,7 @@ def scores_of_first(mesh: Mesh | None, score: Callable[[], Scores]) -> Scores:
         mesh: the devices of the model.
         score: scores rows.
     """
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         return score()
     if is_first(mesh):
         log_odds, errors = score()
@@ -119,7 +119,7 @@ def answers_of_first(
     mesh: Mesh | None, extract: Callable[[], list[str | None]]
 ) -> list[str | None]:
     """Answers that the first process of a mesh extracts for all, or its error."""
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         return extract()
     if is_first(mesh):
         try:
@@ -149,7 +149,7 @@ def _name(error: Exception) -> str:
 
 def count_as_waiting(items: Iterator[T], mesh: Mesh | None) -> Iterator[T]:
     """The same items, each computed within :func:`tsi.models.exchange.waiting`."""
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         yield from items
         return
     end = object()

@@ -37,7 +37,7 @@ def run_concurrently(
     Raises:
         Stopped: Ctrl-C was typed, or SIGTERM came; all lanes have stopped.
     """
-    if mesh is not None and spans_processes(mesh):
+    if spans_processes(mesh):
         yield from _run_together(runs[0], mesh, fingerprint)
         return
     stop = StopEvent()

@@ -9,7 +9,8 @@ from tsi.engine.ended_problems import EndedProblem, FailedProblem
 from tsi.engine.lane import Lane
 from tsi.engine.meters.report import Report, total
 from tsi.engine.sizing.sizes import Sizes, half_of
-from tsi.errors import LostProcessError, MemoryWarning, OutOfMemoryError, TsiError
+from tsi.errors import MemoryWarning, OutOfMemoryError, TsiError
+from tsi.models.exchange import lost_process
 
 LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED")
 """What a failed collective says."""
@@ -161,10 +162,7 @@ def failure_of_processes(error: Exception) -> TsiError | None:
     # A collective that fails at once is a ValueError with the name of a status.
     is_of_program = type(error).__name__ in JAX_ERRORS or isinstance(error, ValueError)
     if is_of_program and LOST.search(line):
-        return LostProcessError(
-            f"A process that has a part of the model has died or failed ({line}). What "
-            "was written is kept: run the same command again."
-        )
+        return lost_process(error)
     return None
 
 

@@ -244,7 +244,7 @@ class Engine(BaseEngine):
             self.mesh,
             offload_weights=self.offload_weights,
         )
-        if self.mesh is not None and spans_processes(self.mesh):
+        if spans_processes(self.mesh):
             return least_bytes(self.mesh, free)
         return free
 

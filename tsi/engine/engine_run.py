@@ -88,7 +88,7 @@ class EngineRun:
                 sizes,
                 range(len(problems))[group::num_groups],
                 self._report_progress,
-                of_several_processes=mesh is not None and spans_processes(mesh),
+                of_several_processes=spans_processes(mesh),
             )
             for group in range(min(num_groups, len(problems)))
         ]
@@ -134,9 +134,9 @@ class EngineRun:
                 [x.run for x in self._lanes], self._mesh, self._lanes[0].fingerprint
             )
         except Exception as error:
-            spans = self._mesh is not None and spans_processes(self._mesh)
-            spans &= error is not self._lanes[0].user_error
-            reason = failure_of_processes(error) if spans else None
+            is_own = error is not self._lanes[0].user_error
+            is_shared = is_own and spans_processes(self._mesh)
+            reason = failure_of_processes(error) if is_shared else None
             if reason is None:
                 raise
             raise reason from error

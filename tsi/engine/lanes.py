@@ -36,7 +36,7 @@ def check_processes(mesh: Mesh | None) -> None:
     Raises:
         ConfigurationError: a mesh of several processes has several groups.
     """
-    if mesh is None or not spans_processes(mesh):
+    if not spans_processes(mesh):
         return
     num_groups = mesh.size // mesh.shape.get(MODEL, 1)
     if num_groups > 1:

@@ -8,8 +8,8 @@ from tsi.decoding.cache import Suffix
 from tsi.decoding.repetition import mark_seen
 from tsi.decoding.token_draws import Temperatures
 from tsi.decoding.truncation import Truncation
+from tsi.models.attention import Segment
 from tsi.models.decoder import LanguageModel
-from tsi.models.layers import Segment
 from tsi.reasoning.cost import Cost
 from tsi.rewards.reward import Prompts
 

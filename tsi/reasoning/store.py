@@ -21,7 +21,7 @@ from tsi.decoding.forced_end import ForcedStep, read_forced
 from tsi.decoding.repetition import mark_seen_within, penalise
 from tsi.decoding.token_draws import log_prob_among, log_prob_of
 from tsi.errors import ConfigurationError
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.reasoning.cost import zero_cost
 from tsi.reasoning.particles import (
     History,

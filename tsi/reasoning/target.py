@@ -24,7 +24,7 @@ from tsi.decoding.cache import append, empty_suffix, fork, slots_needed
 from tsi.decoding.decode_step import Decoding, decode, row_keys
 from tsi.decoding.forced_end import ForcedEnd, Places, places_of
 from tsi.errors import ConfigurationError
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.models.prefill import read_prompts
 from tsi.reasoning.cost import add_cost, zero_cost
 from tsi.reasoning.particles import (

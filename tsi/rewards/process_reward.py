@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from tsi.decoding.cache import Suffix, append, cut, empty_suffix, fork, keep, take
+from tsi.models.attention import Segment
 from tsi.models.decoder import RewardModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
 from tsi.rewards.reward import Models, PolicyTokens, Prompts, Reading, Step
 

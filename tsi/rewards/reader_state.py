@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from tsi.decoding.cache import Suffix
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.rewards.reader_questions import Questions
 
 BY_ROW = ("shared", "tokens", "lengths", "values", "ends")

@@ -29,9 +29,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from tsi.decoding.token_confidence import TokenConfidence
+from tsi.models.attention import Segment
 from tsi.models.decoder import LanguageModel
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Segment
 from tsi.weights import weight_dtype
 
 State = TypeVar("State")

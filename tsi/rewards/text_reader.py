@@ -38,8 +38,8 @@ from tsi.decoding.step_texts import (
     texts_of_more_steps,
 )
 from tsi.errors import ConfigurationError
+from tsi.models.attention import Segment
 from tsi.models.decoder_config import DecoderConfig
-from tsi.models.layers import Segment
 from tsi.models.prefill import read_prompts
 from tsi.numeric_arguments import check_numbers
 from tsi.rewards.aggregation import append_end, cut_ends

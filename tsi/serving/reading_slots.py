@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 
 WIDTHS = (16, 64, 256)
 """Numbers of ids that are read in one pass; a longer text takes several passes."""

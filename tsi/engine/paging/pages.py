@@ -30,7 +30,7 @@ class Pages(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """Contiguous rows, in the layout of :class:`tsi.models.layers.Segment`.
+    """Contiguous rows, in the layout of :class:`tsi.models.attention.Segment`.
 
     Attributes:
         keys: of each layer, ``[R, K, h, S]``.

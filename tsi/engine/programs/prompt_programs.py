@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 
 from tsi.engine.paging.pages import Dense, layers_of
 from tsi.engine.programs.rows import Stored, parts_of
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.reasoning.particles import Particles, ReasoningParams, without_caches
 from tsi.reasoning.target import ReasoningTarget
 from tsi.rewards.reward import Prompts

@@ -2,7 +2,7 @@
 
 A reward's state is a pytree of any structure. Its leaves are stored by their type:
 caches that grow with a row (:class:`tsi.decoding.cache.Suffix`) in blocks, caches of
-prompts (:class:`tsi.models.layers.Segment`) once per problem, and all other leaves,
+prompts (:class:`tsi.models.attention.Segment`) once per problem, and all other leaves,
 which are small, with the row.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 
 from tsi.decoding.cache import Suffix, squeeze
 from tsi.engine.paging.pages import Dense, layers_of
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.reasoning.cost import Cost, zero_cost
 from tsi.reasoning.particles import Particles, ReasoningParams, without_caches
 from tsi.rewards.reward import Prompts

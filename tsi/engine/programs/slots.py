@@ -19,9 +19,9 @@ from tsi.decoding.forced_end import ForcedEnd, Places, empty_places
 from tsi.decoding.token_confidence import TokenConfidence
 from tsi.decoding.token_draws import Temperatures
 from tsi.engine.paging.pages import Dense, layers_of, merge
+from tsi.models.attention import Routes, Segment
 from tsi.models.decode_kernel import block_of
 from tsi.models.decoder import KeyValues, LanguageModel
-from tsi.models.layers import Routes, Segment
 from tsi.weights import weight_dtype
 
 

@@ -21,7 +21,7 @@ from tsi.engine.programs.rows import (
     take,
 )
 from tsi.engine.programs.slots import Slots, common_segment, slot_segment
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.reasoning.particles import ReasoningParams
 from tsi.reasoning.store import ReasoningStore
 from tsi.reasoning.target import ReasoningTarget

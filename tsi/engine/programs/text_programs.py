@@ -15,7 +15,7 @@ from tsi.decoding.cache import Suffix, squeeze
 from tsi.engine.meters.clock import Timed
 from tsi.engine.paging.page_programs import PagePrograms
 from tsi.engine.paging.pages import Dense, layers_of
-from tsi.models.layers import Segment
+from tsi.models.attention import Segment
 from tsi.rewards.reader_questions import Questions
 from tsi.rewards.reader_state import RenderedRows, mask_prompt
 from tsi.rewards.text_reader import TextReader

@@ -106,7 +106,7 @@ def device_limits(
     if offload_weights and not on_cpu:
         bytes_of = largest_model_bytes
     free -= bytes_of((policy, reward_model), mesh)
-    if mesh is not None and spans_processes(mesh):
+    if spans_processes(mesh):
         # Processes with parts of one model must plan the same batches.
         free = least_bytes(mesh, free)
     caches = cache_sizes(target, policy, reward_model, parts, cache_dtype)
